@@ -1,0 +1,71 @@
+"""What this machine can compute with. torch is imported only by the functions that need it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastserve.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def cores() -> int:
+    """How many cores this process may use: its affinity, further limited by its control group."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_cores()
+    return max(1, min(allowed, int(quota)) if quota else allowed)
+
+
+def _cgroup_cores() -> float | None:
+    try:
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+@functools.cache
+def processor_flags() -> frozenset[str]:
+    """Instruction sets of the processor as Linux names them (`avx512_bf16`, `amx_bf16`); empty where unknown."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith(("flags", "Features")):
+                    return frozenset(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is the first GPU where there is one, else the processor; any name that torch knows is taken."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"no device is called '{name}': expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"device '{name}' was asked for, but torch {torch.__version__} finds no GPU; use device: auto or cpu"
+        )
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type to compute in. `auto` is bfloat16 where the hardware multiplies it fast, else float32."""
+    import torch
+
+    if name == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = bool({"avx512_bf16", "amx_bf16", "bf16"} & processor_flags())
+        return torch.bfloat16 if fast else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]

@@ -1,0 +1,100 @@
+"""Name tables: what stands behind each name that a user may write. Nothing is imported before it is named.
+
+A new network, task, segmenter or runtime is one file and one line here. Other packages add theirs by an entry point in
+the group that the table names; a user's own class needs neither and is written `module:Class`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastserve.errors import NotFoundError, choices
+
+
+@dataclass(frozen=True)
+class NameTable:
+    """Names of one kind. `room` is the folder that holds the built-in ones; only it and higher rows may load them."""
+
+    kind: str
+    room: str
+    builtin: Mapping[str, str]
+
+    @property
+    def group(self) -> str:
+        return f"fastserve.{self.kind}"
+
+    def names(self) -> list[str]:
+        """Every name that can be loaded without writing `module:Class`."""
+        return sorted({*self.builtin, *(point.name for point in importlib.metadata.entry_points(group=self.group))})
+
+    def load(self, name: str) -> Any:
+        """The object behind `name`. NotFoundError lists the names that exist."""
+        if name in self.builtin:
+            return import_object(self.builtin[name])
+        for point in importlib.metadata.entry_points(group=self.group, name=name):
+            return point.load()
+        if ":" in name:
+            return self._load_own(name)
+        raise NotFoundError(
+            f"no {self.kind} is called '{name}': {choices(name, self.names())}, or your own as module:Class"
+        )
+
+    def _load_own(self, name: str) -> Any:
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())  # a console script, unlike `python -m`, does not look in the working folder
+        try:
+            return import_object(name)
+        except (ImportError, AttributeError) as error:
+            raise NotFoundError(
+                f"{self.kind} '{name}' cannot be imported: {error}. Expected module:Class, installed or in this folder"
+            ) from error
+
+
+def import_object(address: str) -> Any:
+    """The object at `module:attribute`."""
+    module, _, attribute = address.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+NETWORKS = NameTable(
+    "network",
+    "models",
+    {
+        "bag": "fastserve.models.bag:Bag",
+        "mlp": "fastserve.models.mlp:Mlp",
+        "textcnn": "fastserve.models.textcnn:TextCnn",
+        "lstm": "fastserve.models.lstm:Lstm",
+        "transformer": "fastserve.models.encoder:TransformerEncoder",
+    },
+)
+
+TASKS = NameTable(
+    "task",
+    "tasks",
+    {
+        "classification": "fastserve.tasks.classification:Classification",
+    },
+)
+
+CLEANERS = NameTable("cleaning step", "text", {})
+
+SEGMENTERS = NameTable("segmenter", "text", {})
+
+RUNTIMES = NameTable(
+    "runtime",
+    "bundle",
+    {
+        "torch": "fastserve.bundle.runtimes.torch:TorchRuntime",
+        "table": "fastserve.bundle.runtimes.table:TableRuntime",
+        "onnx": "fastserve.bundle.runtimes.onnx:OnnxRuntime",
+        "openvino": "fastserve.bundle.runtimes.openvino:OpenVinoRuntime",
+    },
+)
+
+ALL = (NETWORKS, TASKS, CLEANERS, SEGMENTERS, RUNTIMES)

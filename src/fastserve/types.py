@@ -1,0 +1,172 @@
+"""The nouns that everything passes around. numpy only; no torch, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int32]
+LongArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of the user's data. `row` is its line in the file, counted from 1, a header included."""
+
+    text: str
+    labels: tuple[str, ...] = ()
+    row: int = 0
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """Rows of different lengths, end to end in one array: row i is `values[offsets[i]:offsets[i + 1]]`.
+
+    values: int32 (N,); offsets: int64 (rows + 1,), first 0, last N, never falling; weights: float32 (N,) or None.
+    """
+
+    values: IntArray
+    offsets: LongArray
+    weights: FloatArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> LongArray:
+        return np.diff(self.offsets)
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[int] | IntArray]) -> Ragged:
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        parts = [np.asarray(row, np.int32) for row in rows]
+        return cls(np.concatenate(parts) if parts else np.zeros(0, np.int32), offsets)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Ragged]) -> Ragged:
+        """One Ragged with the rows of all `parts` in order (at least one part)."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        weights = [part.weights for part in parts if part.weights is not None]
+        return cls(
+            np.concatenate([part.values for part in parts]),
+            offsets,
+            np.concatenate(weights) if len(weights) == len(parts) else None,
+        )
+
+    def take(self, rows: npt.NDArray[np.integer[Any]]) -> Ragged:
+        """The given rows, in the given order, copied out."""
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        index = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return Ragged(self.values[index], offsets, None if self.weights is None else self.weights[index])
+
+
+Encoded = dict[str, Ragged]
+"""Texts as numbers: encoding name ("tokens", "ngrams") to its rows; all encodings have the same number of rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some rows of a data set, ready to become tensors.
+
+    rows: int64 (B,), their positions in the data set; targets: int64 (B,) class indices, or float32 (B, C) of 0 and 1
+    for several labels a row.
+    """
+
+    rows: LongArray
+    inputs: Encoded
+    targets: npt.NDArray[Any]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A model's answer for one text.
+
+    label is a list where a row may have several labels. score is the probability of `label` (for a list: of the most
+    probable one). scores has the probability of every label.
+    """
+
+    label: str | list[str]
+    score: float
+    scores: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"label": self.label, "score": self.score, "scores": self.scores}
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure with its 95 % interval (None where none was computed)."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.value:.4f}"
+        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What an evaluation found. `details` holds what the task adds (confusion matrix, curves, mistakes, slices)."""
+
+    task: str
+    rows: int
+    metrics: dict[str, Metric]
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> float:
+        return self.metrics[name].value
+
+    def to_json(self) -> dict[str, Any]:
+        metrics = {name: {"value": m.value, "low": m.low, "high": m.high} for name, m in self.metrics.items()}
+        return {"task": self.task, "rows": self.rows, "metrics": metrics, "details": self.details}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Report:
+        metrics = {name: Metric(**metric) for name, metric in value["metrics"].items()}
+        return cls(value["task"], value["rows"], metrics, dict(value["details"]))
+
+
+@dataclass(frozen=True, slots=True)
+class TextPreferences:
+    """What `auto` means in the text section for one network."""
+
+    segment: str = "jieba"
+    """Segmentation for Chinese and mixed data; texts without Han characters use "whitespace" unless this is "subword"."""
+    vocabulary_size: int = 100_000
+    tokenizer_file: str | None = None
+    """A tokenizer.json that the network's pretrained weights demand; implies `segment: subword`."""
+    max_length: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a network likes to be trained: what `auto` means for it. Every value can be overridden by the user."""
+
+    epochs: int
+    batch: int
+    learning_rate: float
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    warmup: float = 0.05
+    schedule: str = "linear"
+    label_smoothing: float = 0.0
+    gradient_clip: float = 1.0
+    average: float = 0.0
+    """Decay of the exponential moving average of the weights that is evaluated and saved; 0 keeps none."""
