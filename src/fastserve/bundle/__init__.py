@@ -1,0 +1,1 @@
+"""The folder that is a model: saving it, loading it, and answering with it."""

@@ -1,0 +1,1 @@
+"""What executes a trained network: one file a runtime."""
