@@ -15,9 +15,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fastserve.errors import BundleError, StorageError
 
@@ -41,7 +41,7 @@ def disk_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageError(
                 f"{doing}: the disk is full; nothing was replaced. Free space and run it again"
             ) from error
@@ -55,12 +55,19 @@ def disk_errors(doing: str) -> Iterator[None]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content` atomically."""
+    with new_file(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to that replaces `path` at the end, or leaves it as it was on an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with disk_errors(f"writing {path}"):
         descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
@@ -87,25 +94,35 @@ def new_folder(path: Path) -> Iterator[Path]:
     Yields a temporary folder beside `path`. At the end its files are flushed and it is renamed to `path`, which must
     not exist by then (StorageError otherwise). On an exception it is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with disk_errors(f"writing {path}"):
-        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
-        try:
-            os.chmod(temporary, 0o755)
-            yield temporary
-            sync_tree(temporary)
-            try:
-                os.rename(temporary, path)
-            except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise StorageError(
-                        f"{path} exists already and is not replaced; remove it or choose another name"
-                    ) from error
-                raise
-            sync_folder(path.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+    with disk_errors(f"writing {path}"), unfinished_folder(path.parent) as temporary:
+        yield temporary
+        sync_tree(temporary)
+        finish_folder(temporary, path)
+
+
+@contextlib.contextmanager
+def unfinished_folder(parent: Path) -> Iterator[Path]:
+    """An empty folder in `parent` to be filled and renamed; what is still there at the end is removed."""
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=parent))
+    try:
+        os.chmod(temporary, 0o755)
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def finish_folder(temporary: Path, path: Path) -> None:
+    """Rename a folder whose content was flushed to `path`, which must not exist, and flush the rename."""
+    try:
+        os.rename(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise StorageError(
+                f"{path} exists already and is not replaced; remove it or choose another name"
+            ) from error
+        raise
+    sync_folder(path.parent)
 
 
 def sync_tree(folder: Path) -> None:
@@ -144,10 +161,11 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_sums(folder: Path) -> None:
-    """Write SHA256SUMS (the format of `sha256sum`) over every other file below `folder`."""
+def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Write SHA256SUMS (the format of `sha256sum`) over every other file below `folder`; `known` ones are not read."""
+    known = known or {}
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
-    write_text(folder / SUMS, "".join(f"{sha256(folder / name)}  {name}\n" for name in names))
+    write_text(folder / SUMS, "".join(f"{known.get(name) or sha256(folder / name)}  {name}\n" for name in names))
 
 
 def read_sums(folder: Path) -> dict[str, str]:

@@ -25,7 +25,10 @@ REPORT = Report(
     "classification",
     120,
     {"accuracy": Metric(0.875, 0.81, 0.93), "roc_auc": Metric(float("nan"))},
-    {"per_class": [{"label": "a|b", "precision": 0.5, "recall": 0.25, "f1": 0.3333, "rows": 60}]},
+    {
+        "classes": [{"label": "a|b", "support": 60, "f1": {"value": 0.33361, "low": 0.2, "high": 0.4}}],
+        "notes": ["Few."],
+    },
 )
 
 
@@ -188,6 +191,9 @@ def test_the_card_shows_what_a_reader_needs(tmp_path: Path) -> None:
     card = (tmp_path / "m" / "card.md").read_text("utf-8")
     for part in (
         "0.8750",
+        "0.3336",
+        "Few.",
+        "By label",
         "0.8100 to 0.9300",
         "a\\|b",
         "base@2",

@@ -118,7 +118,16 @@ def _write_rest(
     if report_html is not None:
         (folder / REPORT_PAGE).write_text(report_html, "utf-8")
     (folder / CARD).write_text(write_card(manifest, report), "utf-8")
-    files.write_sums(folder)
+    files.write_sums(folder, {WEIGHTS: manifest.model_sha256})
+
+
+def amend_manifest(folder: Path, manifest: Manifest) -> None:
+    """Give a model folder that nobody uses yet another manifest, with the card and the checksums that belong to it."""
+    sums = files.read_sums(folder)
+    report = Bundle(folder, manifest).report()
+    (folder / MANIFEST).write_bytes(manifest.to_bytes())
+    (folder / CARD).write_text(write_card(manifest, report), "utf-8")
+    files.write_sums(folder, {name: checksum for name, checksum in sums.items() if name not in (MANIFEST, CARD)})
 
 
 def _content(content: bytes | str | Path) -> bytes:

@@ -65,24 +65,23 @@ def _metrics(manifest: Manifest, report: Report | None) -> str:
             (name, f"{m.value:.4f}", "" if m.low is None or m.high is None else f"{m.low:.4f} to {m.high:.4f}")
             for name, m in report.metrics.items()
         ]
-        return f"## Metrics\n\nOn {report.rows:,} rows that were not trained on.\n\n" + table(
-            ["metric", "value", "95 % interval"], rows
-        )
+        notes = "".join(f"\n\n{_cell(note)}" for note in report.details.get("notes", ()))
+        figures = table(["metric", "value", "95 % interval"], rows)
+        return f"## Metrics\n\nOn {report.rows:,} rows that were not trained on.\n\n{figures}{notes}"
     if manifest.metrics:
         return "## Metrics\n\n" + table(["metric", "value"], [(k, f"{v:.4f}") for k, v in manifest.metrics.items()])
     return "## Metrics\n\nNot evaluated."
 
 
 def _per_class(report: Report | None) -> str:
-    """A row a label, from the report's `details["per_class"]`: a list of objects or an object by label."""
-    found = report.details.get("per_class") if report is not None else None
-    if isinstance(found, Mapping):
-        found = [{"label": label, **values} for label, values in found.items()]
+    """A row a label, from the report's `details["classes"]`: a list of objects with the same keys."""
+    found = report.details.get("classes") if report is not None else None
     if not found:
         return ""
     columns = list(found[0])
     rows = [[_figure(entry.get(column, "")) for column in columns] for entry in found[:_MOST_LABELS]]
-    return "## By label\n\n" + table([column.replace("_", " ") for column in columns], rows)
+    more = f"\n\n{len(found) - _MOST_LABELS} more in report.json." if len(found) > _MOST_LABELS else ""
+    return "## By label\n\n" + table([column.replace("_", " ") for column in columns], rows) + more
 
 
 def _figure(value: Any) -> str:
