@@ -151,7 +151,7 @@ class TrainConfig(Section):
         "auto", description="steps between evaluations inside the run; auto: an epoch"
     )
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
-        60.0, description="time between checkpoints inside an epoch; one is also written at each evaluation"
+        60.0, description="time between checkpoints; a run that is killed loses at most what came after the last one"
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     resume: Literal["auto", "never"] = Field(

@@ -1,0 +1,47 @@
+"""The seam between the training loop and what is being learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy.typing as npt
+
+from fastserve.types import FloatArray, Prediction
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Task(Protocol):
+    """What the loop, the bundle and the evaluation ask of a task.
+
+    The loss may import torch; everything else is numpy, since servers without torch use it.
+    """
+
+    name: ClassVar[str]
+    metrics: ClassVar[Mapping[str, bool]]
+    """Names of what `quick_metrics` returns, and whether more is better."""
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the network gives for a row."""
+
+    @property
+    def main_metric(self) -> str:
+        """What `metric: auto` means."""
+
+    def targets(self, labels: Sequence[tuple[str, ...]]) -> npt.NDArray[Any]:
+        """Labels of rows as the array that `loss` takes."""
+
+    def loss(self, network: nn.Module, inputs: Mapping[str, Any], targets: Tensor) -> Tensor:
+        """The mean loss of a batch, a scalar with a gradient."""
+
+    def quick_metrics(self, logits: FloatArray, targets: npt.NDArray[Any]) -> dict[str, float]:
+        """A few figures for the evaluation inside a run."""
+
+    def probabilities(self, logits: FloatArray) -> FloatArray:
+        """Logits (N, outputs) to probabilities of the same shape."""
+
+    def decode(self, probabilities: FloatArray) -> list[Prediction]:
+        """Probabilities (N, outputs) to answers."""

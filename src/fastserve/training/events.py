@@ -1,0 +1,69 @@
+"""What a run tells its watchers. The loop yields these and knows nobody who reads them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened after `step` optimizer steps, in epoch `epoch` (from 0)."""
+
+    kind: ClassVar[str] = "event"
+    step: int
+    epoch: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"event": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed(Event):
+    """An earlier process got this far."""
+
+    kind: ClassVar[str] = "resumed"
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped(Event):
+    """One optimizer step. `items` are the tokens or n-grams that were read, `rows` the texts."""
+
+    kind: ClassVar[str] = "step"
+    loss: float
+    learning_rate: float
+    rows: int
+    items: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated(Event):
+    """The network on the validation rows."""
+
+    kind: ClassVar[str] = "evaluation"
+    metrics: dict[str, float] = field(default_factory=dict)
+    best: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RateReduced(Event):
+    """Validation has stopped improving, so the learning rate is multiplied by `factor` from here on."""
+
+    kind: ClassVar[str] = "rate_reduced"
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed(Event):
+    """From here on a killed run resumes at this step."""
+
+    kind: ClassVar[str] = "checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Event):
+    """The run is over; `best_step` is where the weights that are kept come from."""
+
+    kind: ClassVar[str] = "finished"
+    reason: str
+    best_step: int

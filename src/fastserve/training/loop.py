@@ -1,0 +1,266 @@
+"""The one training loop: every network and every task runs through `TrainingRun.events`.
+
+It yields what happened and knows nobody who watches. Its whole state is in `TrainingRun.state()`, and the order of the
+rows is a function of (seed, epoch), so that a run that is killed at any instant goes on to the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from fastserve.errors import TrainingError
+from fastserve.models.ragged import RaggedTensor
+from fastserve.tasks.base import Task
+from fastserve.training import checkpoint
+from fastserve.training.events import Checkpointed, Evaluated, Event, Finished, RateReduced, Resumed, Stepped
+from fastserve.training.optimizers import Optimizers
+from fastserve.training.settings import Settings
+from fastserve.types import Batch, FloatArray, LongArray
+
+REDUCTION = 0.5
+"""What the learning rate is multiplied by on a plateau."""
+
+
+class Rows(Protocol):
+    """Encoded rows that can be read in any order (`data.store.Store`)."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: LongArray) -> Batch: ...
+
+
+class Plan(Protocol):
+    """Which rows make the batches of an epoch (`data.batches.BatchPlan`)."""
+
+    def epoch(self, number: int) -> list[LongArray]: ...
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the run is, and what it has found."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best_step: int = 0
+    best_value: float | None = None
+    evaluations_without_gain: int = 0
+    plateau: int = 0
+    rate_factor: float = 1.0
+    finished: str = ""
+    """Why the run is over; empty while it goes on."""
+
+    @property
+    def over(self) -> bool:
+        return self.finished != ""
+
+
+class TrainingRun:
+    """A network, its data and its optimizer, and where they are in the run.
+
+    precision: what matrix products are computed in; weights stay float32.
+    folder: where checkpoints go.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        task: Task,
+        settings: Settings,
+        *,
+        train: Rows,
+        plan: Plan,
+        validation: Rows,
+        validation_batches: list[LongArray],
+        device: torch.device,
+        precision: torch.dtype,
+        folder: Path,
+    ) -> None:
+        self.network = network.to(device)
+        self.task = task
+        self.settings = settings
+        self.train, self.plan = train, plan
+        self.validation, self.validation_batches = validation, validation_batches
+        self.device, self.precision = device, precision
+        self.folder = folder
+        self.optimizers = Optimizers(network, settings.recipe)
+        self.progress = Progress()
+        self.average = self._copy() if settings.recipe.average else None
+        self.best: dict[str, Tensor] = {}
+
+    # The run, as it reads
+
+    def events(self) -> Iterator[Event]:
+        """Train to the end, from the newest checkpoint where there is one. The network then has the best weights."""
+        at = self.progress
+        if self.restore():
+            yield Resumed(at.step, at.epoch)
+        self._saved = time.monotonic()
+        while not self.progress.over:
+            yield from self._epoch()
+        self.network.load_state_dict(self.best)
+        self.network.eval()
+        yield Finished(at.step, at.epoch, at.finished, at.best_step)
+
+    def _epoch(self) -> Iterator[Event]:
+        """What is left of the current epoch."""
+        at = self.progress
+        for rows in self.plan.epoch(at.epoch)[at.batch :]:
+            yield self.step(rows)
+            if at.step % self.settings.evaluate_every == 0:
+                yield from self.evaluate()
+            if at.over:
+                return
+            if time.monotonic() - self._saved >= self.settings.checkpoint_seconds:
+                yield self.save()
+        at.epoch, at.batch = at.epoch + 1, 0
+        if at.epoch >= self.settings.recipe.epochs:
+            yield from self._last_evaluation()
+
+    def step(self, rows: LongArray) -> Stepped:
+        """One optimizer step on the given rows."""
+        at = self.progress
+        batch = self.train.batch(rows)
+        inputs, targets = self._to_device(batch)
+        self.network.train()
+        with self._autocast():
+            loss = self.task.loss(self.network, inputs, targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss became {value} at step {at.step} (epoch {at.epoch + 1}): lower train.learning_rate "
+                f"(now {self.settings.recipe.learning_rate:g}) or use train.precision=fp32"
+            )
+        rate = self.settings.rate_at(at.step) * at.rate_factor
+        self.optimizers.step(rate)
+        at.step, at.batch = at.step + 1, at.batch + 1
+        self._update_average()
+        items = sum(len(ragged.values) for ragged in batch.inputs.values())
+        return Stepped(at.step, at.epoch, value, rate * self.settings.recipe.learning_rate, len(batch), items)
+
+    def evaluate(self) -> Iterator[Event]:
+        """Measure on the validation rows; keep the weights if they are the best; decide whether to go on."""
+        at, settings = self.progress, self.settings
+        with self._averaged():
+            logits, targets = self.logits(self.validation, self.validation_batches)
+            metrics = self.task.quick_metrics(logits, targets)
+            value = metrics[settings.metric] * (1 if settings.more_is_better else -1)
+            best = at.best_value is None or value > at.best_value
+            if best:
+                self.best = self._copy()
+                at.best_value, at.best_step = value, at.step
+        at.evaluations_without_gain = 0 if best else at.evaluations_without_gain + 1
+        at.plateau = 0 if best else at.plateau + 1
+        yield Evaluated(at.step, at.epoch, metrics, best)
+        if settings.early_stopping and at.evaluations_without_gain >= settings.early_stopping:
+            at.finished = f"no better {settings.metric} in {at.evaluations_without_gain} evaluations"
+        elif settings.recipe.schedule == "plateau" and at.plateau >= settings.plateau_patience:
+            at.plateau, at.rate_factor = 0, at.rate_factor * REDUCTION
+            yield RateReduced(at.step, at.epoch, at.rate_factor)
+
+    def _last_evaluation(self) -> Iterator[Event]:
+        if self.progress.step % self.settings.evaluate_every:
+            yield from self.evaluate()
+        self.progress.finished = self.progress.finished or "all epochs done"
+
+    def logits(self, data: Rows, batches: list[LongArray]) -> tuple[FloatArray, npt.NDArray[Any]]:
+        """Network outputs (N, outputs) and targets of the rows in `batches`, in the order of the row numbers."""
+        self.network.eval()
+        outputs, targets, order = [], [], []
+        with torch.inference_mode(), self._autocast():
+            for rows in batches:
+                batch = data.batch(rows)
+                outputs.append(self.network(self._to_device(batch)[0]).float().cpu().numpy())
+                targets.append(batch.targets)
+                order.append(rows)
+        back = np.argsort(np.concatenate(order), kind="stable")
+        return np.concatenate(outputs)[back], np.concatenate(targets)[back]
+
+    # State
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        state = {
+            "progress": {name: getattr(self.progress, name) for name in Progress.__slots__},
+            "network": self.network.state_dict(),
+            "optimizers": self.optimizers.state(),
+            "average": self.average or {},
+            "best": self.best,
+            "random": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def save(self) -> Checkpointed:
+        checkpoint.save(self.folder, self.progress.step, self.state())
+        self._saved = time.monotonic()
+        return Checkpointed(self.progress.step, self.progress.epoch)
+
+    def restore(self) -> bool:
+        """Take up the newest whole checkpoint; False where there is none."""
+        state = checkpoint.newest(self.folder)
+        if state is None:
+            return False
+        for name, value in state["progress"].items():
+            setattr(self.progress, name, value)
+        self.network.load_state_dict(state["network"])
+        self.optimizers.restore(state["optimizers"])
+        self.average = {k: v.to(self.device) for k, v in state["average"].items()} or None
+        self.best = state["best"]
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda" and "random_cuda" in state:
+            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+        return True
+
+    # Parts of a step
+
+    def _to_device(self, batch: Batch) -> tuple[dict[str, RaggedTensor], Tensor]:
+        inputs = {name: RaggedTensor.from_ragged(ragged).to(self.device) for name, ragged in batch.inputs.items()}
+        return inputs, torch.from_numpy(batch.targets).to(self.device)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+
+    def _update_average(self) -> None:
+        if self.average is None:
+            return
+        decay = min(self.settings.recipe.average, (1 + self.progress.step) / (10 + self.progress.step))
+        for name, value in self.network.state_dict().items():
+            if value.is_floating_point():
+                self.average[name].lerp_(value, 1 - decay)
+            else:
+                self.average[name].copy_(value)
+
+    def _averaged(self) -> _Swapped:
+        return _Swapped(self.network, self.average)
+
+
+class _Swapped:
+    """While entered, the network has the averaged weights (or its own where no average is kept)."""
+
+    def __init__(self, network: nn.Module, weights: dict[str, Tensor] | None) -> None:
+        self.network, self.weights = network, weights
+
+    def __enter__(self) -> None:
+        if self.weights is not None:
+            self.own = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+            self.network.load_state_dict(self.weights)
+
+    def __exit__(self, *_: object) -> None:
+        if self.weights is not None:
+            self.network.load_state_dict(self.own)
