@@ -26,6 +26,12 @@ class Marks:
     labels: LongArray
 
     @classmethod
+    def sort(cls, outcomes: LongArray, labels: LongArray) -> Marks:
+        """From one label an outcome, in any order."""
+        order = np.argsort(labels, kind="stable")
+        return cls(outcomes[order], labels[order])
+
+    @classmethod
     def of(cls, table: BoolArray) -> Marks:
         """From a table (G, C)."""
         labels, outcomes = np.nonzero(table.T)
@@ -53,23 +59,28 @@ class Outcomes:
     multi_label: bool
 
     @classmethod
-    def of(cls, judged: Judged, rows: npt.NDArray[np.integer[Any]] | slice = slice(None)) -> Outcomes:
-        """The outcomes of all rows, or of those chosen."""
-        targets, predicted = judged.targets[rows], judged.predicted[rows]
-        num_labels = len(judged.labels)
+    def of(cls, judged: Judged, rows: LongArray | None = None) -> Outcomes:
+        """The outcomes of all rows, or of those chosen (row indices)."""
+        chosen = np.arange(len(judged)) if rows is None else rows
+        first, counts = distinct(judged.targets[chosen], judged.predicted[chosen])
+        return cls.at(judged, chosen[first], counts)
+
+    @classmethod
+    def at(cls, judged: Judged, examples: LongArray, counts: LongArray) -> Outcomes:
+        """From one example row of each outcome (G,) and how many rows share it (G,)."""
+        targets, predicted = judged.targets[examples], judged.predicted[examples]
         if judged.multi_label:
-            packed = np.packbits(np.hstack([targets, predicted]).astype(bool), axis=1)
-            _, first, counts = np.unique(packed, axis=0, return_index=True, return_counts=True)
-            actual, guessed = targets[first].astype(bool), predicted[first].astype(bool)
+            actual, guessed = targets.astype(bool), predicted.astype(bool)
             marks = (Marks.of(actual), Marks.of(guessed), Marks.of(actual & guessed))
-            correct = (actual == guessed).all(1)
         else:
-            cells, counts = np.unique(targets * num_labels + predicted, return_counts=True)
-            first_label, second_label = cells // num_labels, cells % num_labels
-            correct = first_label == second_label
-            right = np.flatnonzero(correct)
-            marks = (_single(first_label), _single(second_label), Marks(right, first_label[right]))
-        return cls(counts.astype(np.int64), correct, *marks, num_labels, judged.multi_label)
+            right = np.flatnonzero(targets == predicted)
+            everything = np.arange(len(examples))
+            marks = (
+                Marks.sort(everything, targets),
+                Marks.sort(everything, predicted),
+                Marks.sort(right, targets[right]),
+            )
+        return cls(counts, judged.correct[examples], *marks, len(judged.labels), judged.multi_label)
 
     def rates(self, counts: LongArray | None = None) -> Rates:
         """The figures for `counts` (G, R) of these outcomes; by default for the rows themselves (R = 1)."""
@@ -83,9 +94,17 @@ class Outcomes:
         )
 
 
-def _single(labels: LongArray) -> Marks:
-    order = np.argsort(labels, kind="stable")
-    return Marks(order, labels[order])
+def distinct(*answers: LongArray) -> tuple[LongArray, LongArray]:
+    """Rows that agree in all of `answers`, (N,) or (N, C) of 0 and 1 each: a row index and the number of each kind."""
+    keys: npt.NDArray[Any]
+    if answers[0].ndim == 2:
+        keys = np.packbits(np.hstack(answers).astype(bool), axis=1)
+    else:
+        keys = answers[0]
+        for more in answers[1:]:
+            keys = keys * (int(more.max()) + 1) + more
+    _, first, counts = np.unique(keys, axis=0, return_index=True, return_counts=True)
+    return first.astype(np.int64), counts.astype(np.int64)
 
 
 @dataclass(frozen=True)
