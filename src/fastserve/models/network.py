@@ -1,0 +1,148 @@
+"""The seam between networks and everything that trains, saves or runs them, and the one door that builds them.
+
+A network is an `nn.Module` class that follows `NetworkKind` (as a class) and `Network` (as an object). A local Hugging
+Face folder and a user's own torch module are made to follow them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+from torch import Tensor, nn
+
+from fastserve import config, plugins
+from fastserve.config import Section
+from fastserve.errors import NotFoundError
+from fastserve.models.ragged import RaggedTensor
+from fastserve.types import Encoded, Recipe, TextPreferences
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkShape:
+    """What the data decides about a network: how many ids each encoding has, and how many logits a row gets."""
+
+    vocabulary: Mapping[str, int]
+    outputs: int
+
+
+class NetworkKind(Protocol):
+    """What is known of a network before it is built. A network's class is one; so is a folder with weights."""
+
+    @property
+    def encodings(self) -> tuple[str, ...]:
+        """Encodings that forward() reads."""
+        ...
+
+    @property
+    def preferences(self) -> TextPreferences: ...
+
+    @property
+    def Options(self) -> type[Section]: ...
+
+    def __call__(self, options: Any, shape: NetworkShape, /) -> nn.Module: ...
+
+    def recipe(self, rows: int, outputs: int) -> Recipe:
+        """What `auto` means in training on `rows` rows with `outputs` labels."""
+        ...
+
+
+class Network(Protocol):
+    """A built network."""
+
+    def forward(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
+        """Logits (B, outputs). A row's logits do not depend on its neighbours; an empty row has finite ones too."""
+        ...
+
+
+@runtime_checkable
+class HasStatistics(Protocol):
+    """A network that learns from counts before the first step; what it learns is kept in its state dict."""
+
+    def fit_statistics(self, encoded: Iterable[tuple[Encoded, Any]]) -> None:
+        """Look once at the training set: blocks of encoded rows with their targets (`Batch.targets`)."""
+        ...
+
+
+@runtime_checkable
+class HasSparseGradients(Protocol):
+    """A network with big tables of which a batch touches few rows.
+
+    `sparse_gradients` is False when built: gradients are dense and any optimizer works. A trainer whose optimizer takes
+    the touched rows alone sets it to True: gradients are then `torch.sparse_coo` with one sparse dimension, whose
+    indices are distinct and ascending (although `is_coalesced()` says no: torch forgets the mark).
+    """
+
+    sparse_gradients: bool
+
+    def sparse_parameters(self) -> list[str]:
+        """Names, as in `named_parameters()`, of the tables."""
+        ...
+
+
+@runtime_checkable
+class HasFiles(Protocol):
+    """A network that needs more than its options to be built again."""
+
+    def files(self) -> dict[str, str]:
+        """File name to content, to be written beside the weights; `build(..., saved_in=folder)` reads them there."""
+        ...
+
+
+@runtime_checkable
+class HasWordEmbeddings(Protocol):
+    """A network into whose table word vectors can be loaded (`models.embeddings`)."""
+
+    def word_embeddings(self) -> nn.Parameter:
+        """float32 (vocabulary of "tokens", dimension)"""
+        ...
+
+
+def find(name: str, *, saved_in: Path | None = None) -> NetworkKind:
+    """The network that a user named, before it is built.
+
+    name: one of `plugins.NETWORKS`, a local Hugging Face folder, or `module:Class`.
+    saved_in: a folder that holds the network's own files (`HasFiles`); then the folder that `name` says is not needed.
+    NotFoundError where there is no such network.
+    """
+    if saved_in is not None and (saved_in / "config.json").is_file() and name not in plugins.NETWORKS.names():
+        return _saved(name, saved_in)
+    if (Path(name) / "config.json").is_file():
+        from fastserve.models.pretrained import PretrainedFolder
+
+        return PretrainedFolder(Path(name))
+    if os.sep in name or Path(name).is_dir():
+        raise NotFoundError(
+            f"network '{name}': there is no folder of that name with a config.json. Expected a local Hugging Face "
+            f"folder (nothing is downloaded), module:Class, or one of {', '.join(plugins.NETWORKS.names())}"
+        )
+    return _as_kind(name, plugins.NETWORKS.load(name))
+
+
+def build(name: str, options: Mapping[str, Any], shape: NetworkShape, *, saved_in: Path | None = None) -> nn.Module:
+    """A new network with random weights (or those of the folder that `name` is).
+
+    saved_in: build what was saved there, to be given its weights by `load_state_dict`.
+    ConfigError names an unknown or wrong option; NotFoundError a name that does not exist.
+    """
+    kind = find(name, saved_in=saved_in)
+    return kind(config.check(kind.Options, options, f"model.options of '{name}'"), shape)
+
+
+def _saved(name: str, folder: Path) -> NetworkKind:
+    if ":" in name and not (Path(name) / "config.json").is_file():
+        return find(name)
+    from fastserve.models.pretrained import PretrainedFolder
+
+    return PretrainedFolder(folder, weights=False)
+
+
+def _as_kind(name: str, found: Any) -> NetworkKind:
+    if all(hasattr(found, part) for part in ("encodings", "preferences", "Options", "recipe")):
+        return cast(NetworkKind, found)
+    from fastserve.models.own import OwnModule
+
+    return OwnModule(name, found)
