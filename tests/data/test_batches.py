@@ -1,0 +1,62 @@
+"""Batches: every row once, the same from (seed, epoch) alone, little padding, budgets kept."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastserve.data.batches import BatchPlan, evaluation_batches
+
+lengths_of = st.lists(st.integers(0, 60), max_size=300).map(lambda values: np.array(values, np.int64))
+
+
+@given(lengths_of, st.integers(1, 40), st.integers(0, 5), st.integers(0, 3), st.integers(1, 4))
+def test_every_row_exactly_once_an_epoch_over_all_shards(
+    lengths: np.ndarray, batch: int, seed: int, epoch: int, shards: int
+) -> None:
+    plans = [BatchPlan(lengths, batch, seed, shard, shards) for shard in range(shards)]
+    parts = [plan.epoch(epoch) for plan in plans]
+    assert {len(part) for part in parts} == {plans[0].steps}
+    rows = np.concatenate([row for part in parts for row in part] or [np.zeros(0, np.int64)])
+    assert np.array_equal(np.sort(rows), np.arange(len(lengths)))
+    for together in zip(*parts, strict=True):
+        sizes = [len(rows) for rows in together]
+        assert sum(sizes) <= batch
+        assert max(sizes) - min(sizes) <= 1
+
+
+@given(lengths_of, st.integers(1, 40))
+def test_an_epoch_is_a_function_of_seed_and_number(lengths: np.ndarray, batch: int) -> None:
+    first = BatchPlan(lengths, batch, 3).epoch(7)
+    again = BatchPlan(lengths, batch, 3).epoch(7)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    lengths = np.arange(1000)
+    orders = {tuple(np.concatenate(BatchPlan(lengths, 32, s).epoch(e)).tolist()) for s in range(3) for e in range(3)}
+    assert len(orders) == 9
+
+
+def test_buckets_save_most_of_the_padding_and_batches_come_in_random_order() -> None:
+    lengths = np.random.default_rng(0).lognormal(3.5, 1, 20_000).astype(np.int64) + 1
+    batches = BatchPlan(lengths, 64, 0).epoch(0)
+    bucketed = sum(int(lengths[rows].max()) * len(rows) for rows in batches) / lengths.sum()
+    shuffled = np.random.default_rng(1).permutation(lengths)[:19_968].reshape(-1, 64)
+    assert bucketed < 1.4 < 3 < shuffled.max(1).sum() * 64 / shuffled.sum()
+    means = np.array([lengths[rows].mean() for rows in batches])
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.2
+
+
+@given(lengths_of, st.integers(1, 500), st.integers(1, 50))
+def test_evaluation_keeps_the_budget_and_every_row(lengths: np.ndarray, tokens: int, most: int) -> None:
+    batches = list(evaluation_batches(lengths, tokens, most))
+    rows = np.concatenate(batches or [np.zeros(0, np.int64)])
+    assert np.array_equal(rows, np.argsort(lengths, kind="stable"))
+    for index, batch in enumerate(batches):
+        cost = max(int(lengths[batch].max()), 1) * len(batch)
+        assert len(batch) == 1 or cost <= tokens
+        assert len(batch) <= most
+        if index + 1 < len(batches) and len(batch) < most:  # greedy: one row more would be over the budget
+            assert max(int(lengths[batches[index + 1][0]]), 1) * (len(batch) + 1) > tokens
