@@ -13,10 +13,15 @@ from torch import nn
 from fastserve.models import build
 from fastserve.types import Ragged
 
-NETWORKS = {
+NETWORKS: dict[str, dict[str, object]] = {
     "bag": {},
     "bag hidden": {"dim": 8, "dropout": 0.2},
+    "mlp": {"dim": 16, "hidden": [12, 10]},
     "textcnn": {"dim": 16, "filters": 8},
+    "lstm": {"dim": 12, "hidden": 8},
+    "lstm deep": {"dim": 8, "hidden": 6, "layers": 2},
+    "transformer": {"dim": 16, "layers": 2, "heads": 2, "feedforward": 32},
+    "transformer cls": {"dim": 16, "layers": 2, "heads": 2, "feedforward": 32, "pooling": "cls"},
 }
 
 
