@@ -82,9 +82,30 @@ TASKS = NameTable(
     },
 )
 
-CLEANERS = NameTable("cleaning step", "text", {})
+CLEANERS = NameTable(
+    "cleaning step",
+    "text",
+    {
+        "html": "fastserve.text.clean:strip_html",
+        "urls": "fastserve.text.clean:remove_urls",
+        "emails": "fastserve.text.clean:remove_emails",
+        "control": "fastserve.text.clean:remove_control",
+        "nfkc": "fastserve.text.clean:normalize",
+        "repeats": "fastserve.text.clean:shorten_repeats",
+        "whitespace": "fastserve.text.clean:collapse_whitespace",
+        "simplified": "fastserve.text.clean:simplify",
+    },
+)
 
-SEGMENTERS = NameTable("segmenter", "text", {})
+SEGMENTERS = NameTable(
+    "segmenter",
+    "text",
+    {
+        "jieba": "fastserve.text.segment:JiebaSegmenter",
+        "character": "fastserve.text.segment:CharacterSegmenter",
+        "whitespace": "fastserve.text.segment:WhitespaceSegmenter",
+    },
+)
 
 RUNTIMES = NameTable(
     "runtime",
