@@ -1,0 +1,102 @@
+"""Table look-ups against the torch modules that they stand for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from model_samples import OUTPUTS, SHAPE, logits, random_texts
+from torch import nn
+
+from fastserve.bundle.runtimes.table import TableRuntime
+from fastserve.errors import BundleError
+from fastserve.models import build
+from fastserve.models.network import HasStatistics
+from fastserve.types import Encoded, Ragged
+
+CASES: dict[str, dict[str, object]] = {
+    "bag": {},
+    "bag hidden": {"dim": 8},
+    "mlp": {"dim": 16, "hidden": [12, 10]},
+    "mlp linear": {"dim": 16, "hidden": []},
+    "textcnn": {"dim": 16, "filters": 8},
+    "textcnn uneven": {"dim": 8, "filters": 5, "widths": [3, 1, 5, 3]},
+    "textcnn unigram": {"dim": 8, "filters": 5, "widths": [1]},
+}
+
+
+def make(case: str) -> tuple[nn.Module, TableRuntime]:
+    torch.manual_seed(0)
+    name = case.split()[0]
+    network = build(name, CASES[case], SHAPE)
+    for parameter in network.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.3)
+    if isinstance(network, HasStatistics):
+        network.fit_statistics([(random_texts(np.random.default_rng(9), [4, 9, 30]), np.array([0, 1, 2]))])
+    weights = {key: value.numpy() for key, value in network.state_dict().items()}
+    return network, TableRuntime(weights, name, CASES[case], OUTPUTS)
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(0, 40), max_size=8), seed=st.integers(0, 1000))
+def test_logits_equal_those_of_torch(case: str, lengths: list[int], seed: int) -> None:
+    network, runtime = make(case)
+    encoded = random_texts(np.random.default_rng(seed), lengths) if lengths else nothing()
+    found = runtime.logits(encoded)
+    assert found.dtype == np.float32
+    assert found.shape == (len(lengths), OUTPUTS)
+    if lengths:
+        np.testing.assert_allclose(found, logits(network, encoded).numpy(), rtol=1e-5, atol=1e-5)
+
+
+def nothing() -> Encoded:
+    return {"tokens": Ragged.from_rows([]), "ngrams": Ragged.from_rows([])}
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_a_row_does_not_depend_on_its_neighbours(case: str) -> None:
+    _, runtime = make(case)
+    encoded = random_texts(np.random.default_rng(1), [5, 0, 700, 1, 3, 900, 2])
+    together = runtime.logits(encoded)
+    for row in range(7):
+        alone = runtime.logits({name: ragged.take(np.array([row])) for name, ragged in encoded.items()})
+        np.testing.assert_allclose(alone[0], together[row], rtol=1e-5, atol=1e-5)
+
+
+def test_the_texts_are_not_changed() -> None:
+    encoded = random_texts(np.random.default_rng(2), [5, 3])
+    before = {name: (ragged.values.copy(), ragged.offsets.copy()) for name, ragged in encoded.items()}
+    for case in CASES:
+        make(case)[1].logits(encoded)
+    for name, (values, offsets) in before.items():
+        np.testing.assert_array_equal(encoded[name].values, values)
+        np.testing.assert_array_equal(encoded[name].offsets, offsets)
+
+
+def test_weights_in_half_precision_are_taken() -> None:
+    network, _ = make("textcnn")
+    halves = {key: value.numpy().astype(np.float16) for key, value in network.state_dict().items()}
+    encoded = random_texts(np.random.default_rng(3), [5, 3])
+    found = TableRuntime(halves, "textcnn", {}, OUTPUTS).logits(encoded)
+    np.testing.assert_allclose(found, logits(network, encoded).numpy(), atol=0.01)
+
+
+def test_what_it_cannot_run_is_refused() -> None:
+    assert TableRuntime.supports("textcnn", {})
+    assert not TableRuntime.supports("lstm", {})
+    with pytest.raises(BundleError, match="cannot run 'lstm': available: bag, mlp, textcnn"):
+        TableRuntime({}, "lstm", {}, 2)
+    with pytest.raises(BundleError, match="lack 'embedding'"):
+        TableRuntime({}, "mlp", {}, 2)
+
+
+def test_no_torch_is_imported() -> None:
+    code = "import sys, fastserve.bundle.runtimes.table; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
