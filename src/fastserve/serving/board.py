@@ -1,0 +1,95 @@
+"""Numbers that all worker processes share: what they counted, and how much each API key has used.
+
+One file without a name is mapped by every process. A worker writes its own row and any worker can add up all rows, so
+`/metrics` is whole whoever answers it. A worker that dies leaves its counts
+behind, and its successor goes on from them.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Final
+
+STATUSES: Final = (200, 400, 401, 404, 405, 408, 413, 415, 429, 431, 500, 503)
+BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+COUNTERS: Final = ("nanoseconds", "texts", "tokens", "batches", "compute_nanoseconds", "cancelled", "refused", "swaps")
+GAUGES: Final = ("waiting", "waiting_tokens", "version", "ready")
+FIELDS: Final = (*map(str, STATUSES), *(f"le_{bound}" for bound in (*BUCKETS, "inf")), *COUNTERS, *GAUGES)
+INDEX: Final = {name: position for position, name in enumerate(FIELDS)}
+_STATUS_INDEX = {status: INDEX[str(status)] for status in STATUSES}
+_FIRST_BUCKET = INDEX[f"le_{BUCKETS[0]}"]
+_NANOSECONDS = INDEX["nanoseconds"]
+
+
+class Row:
+    """The numbers of one worker about one model (or, under the name "", about requests that reach no model)."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: memoryview) -> None:
+        self._values = values
+
+    def __getitem__(self, name: str) -> int:
+        return int(self._values[INDEX[name]])
+
+    def __setitem__(self, name: str, value: int) -> None:
+        self._values[INDEX[name]] = value
+
+    def add(self, name: str, amount: int = 1) -> None:
+        self._values[INDEX[name]] += amount
+
+    def count(self, status: int, seconds: float) -> None:
+        """One answer."""
+        values = self._values
+        values[_STATUS_INDEX[status]] += 1
+        values[_FIRST_BUCKET + bisect_left(BUCKETS, seconds)] += 1
+        values[_NANOSECONDS] += int(seconds * 1e9)
+
+
+class Board:
+    """All rows: of `workers` processes, each with one for "" and one for each of `models`; and a number for each key.
+
+    descriptor: the file to map, from `make_file`; None keeps the numbers in this process alone.
+    """
+
+    def __init__(
+        self, models: Sequence[str], *, workers: int = 1, keys: int = 0, descriptor: int | None = None
+    ) -> None:
+        self.models = ("", *models)
+        self.workers = workers
+        self._width = len(FIELDS)
+        rows = workers * len(self.models) * self._width
+        size = 8 * (rows + max(keys, 1))
+        if descriptor is None:
+            memory: bytearray | mmap.mmap = bytearray(size)
+        else:
+            os.ftruncate(descriptor, size)
+            memory = mmap.mmap(descriptor, size)
+        values = memoryview(memory).cast("q")
+        self._rows, self.keys = values[:rows], values[rows:]
+
+    @staticmethod
+    def make_file() -> int:
+        """A descriptor that worker processes can inherit."""
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+        os.set_inheritable(descriptor, True)
+        return descriptor
+
+    def row(self, worker: int, model: str) -> Row:
+        start = (worker * len(self.models) + self.models.index(model)) * self._width
+        return Row(self._rows[start : start + self._width])
+
+    def clear_gauges(self, worker: int) -> None:
+        """A new process begins: what its predecessor had in hand is gone."""
+        for model in self.models:
+            row = self.row(worker, model)
+            for name in GAUGES:
+                row[name] = 0
+
+    def total(self, model: str, name: str) -> int:
+        return sum(self.row(worker, model)[name] for worker in range(self.workers))

@@ -1,0 +1,62 @@
+"""What a person may say about a server. Every limit has a default that is safe for an open port."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fastserve.config import Auto, Positive, Section
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class ServeOptions(Section):
+    """How `fastserve serve` listens, what it refuses, and how it looks after its workers."""
+
+    host: str = Field("127.0.0.1", description="address to listen on; any other than loopback needs a key file")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="0 takes a free one and prints it")
+    insecure: bool = Field(False, description="listen on a public address without API keys")
+    api_key_file: str | None = Field(
+        None, description="a file with one `KEY` or `NAME:KEY` a line; requests then need one of them"
+    )
+    requests_per_second: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="what each key may ask on average; over it the answer is 429"
+    )
+    burst: Positive = Field(20, description="requests that a key may ask at once before its rate counts")
+
+    workers: Positive = Field(1, description="worker processes; one for each core is best")
+    threads: Positive = Field(1, description="threads that a worker computes with")
+    runtime: str = Field("auto", description="what executes the network: auto, torch, table, onnx or openvino")
+    batch_tokens: Positive | Auto = Field(
+        "auto", description="padded tokens computed at once; auto: what is measured to be fastest at start"
+    )
+
+    max_header_bytes: Positive = Field(32 << 10, description="longest request line and headers together")
+    max_body_bytes: Positive = Field(8 << 20, description="longest request body; over it the answer is 413")
+    max_texts: Positive = Field(1024, description="most texts in one request")
+    max_characters: Positive = Field(100_000, description="longest text")
+    max_connections: Positive = Field(4096, description="open connections of one worker; more wait to be accepted")
+    max_queue_requests: Positive = Field(1024, description="requests waiting for a model; over it the answer is 503")
+    max_queue_tokens: Positive = Field(1 << 20, description="tokens waiting for a model; over it the answer is 503")
+
+    header_seconds: Seconds = Field(10.0, description="time in which the headers of a request must arrive")
+    body_seconds: Seconds = Field(30.0, description="time in which the body of a request must arrive")
+    idle_seconds: Seconds = Field(75.0, description="time that a connection may rest between two requests")
+    write_seconds: Seconds = Field(30.0, description="time in which a client must take its answer")
+    drain_seconds: Seconds = Field(30.0, description="time to finish accepted requests after SIGTERM")
+    start_seconds: Seconds = Field(300.0, description="time in which a worker must have loaded its models")
+    hang_seconds: Seconds = Field(30.0, description="a worker without progress for so long is killed and replaced")
+    watch_seconds: Seconds = Field(1.0, description="how often aliases are looked at for a new version")
+
+    parity_tolerance: Annotated[float, Field(gt=0)] | Auto = Field(
+        "auto",
+        description="largest difference to the scores of the evaluation; auto: 1e-3 for int8 and bf16, else 1e-4",
+    )
+    access_log: bool = Field(False, description="log one line for each request (never its texts)")
+    log_level: Literal["info", "warning", "error"] = "info"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host == "localhost" or self.host.startswith("127.") or self.host in ("::1", "[::1]")
