@@ -156,7 +156,7 @@ def _verdict(names: tuple[str, str], rows: int, difference: Metric, disagreeing:
     needed = rows_needed(seen or 0.01, disagreeing / rows)
     size = f"the {seen * 100:.1f} points seen here" if seen else "a difference of 1 point"
     return (
-        f"no difference between {a} and {b} can be told from these {rows:,} rows; "
+        f"No difference between {a} and {b} can be told from these {rows:,} rows; "
         f"about {needed:,} rows would be needed to be sure of {size}"
     )
 
