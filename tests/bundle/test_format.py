@@ -67,7 +67,15 @@ def test_what_is_no_manifest_is_refused(content: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("colour", 1), ("labels", "ab"), ("multi_label", 1), ("model_sha256", "x"), ("created", "yesterday"), ("task", 3)],
+    [
+        ("colour", 1),
+        ("labels", "ab"),
+        ("multi_label", 1),
+        ("model_sha256", "x"),
+        ("created", "yesterday"),
+        ("task", 3),
+        ("task", "os:system"),
+    ],
 )
 def test_a_wrong_key_is_named(key: str, value: object) -> None:
     values = {**manifest().to_json(), key: value}

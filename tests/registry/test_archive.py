@@ -13,6 +13,7 @@ import zstandard
 from registry_fakes import save_model
 
 from fastserve.bundle.bundle import Bundle
+from fastserve.bundle.format import NetworkSpec
 from fastserve.errors import BundleError, ConfigError, DataError
 from fastserve.registry import Registry
 from fastserve.registry.archive import read_archive
@@ -62,6 +63,14 @@ def test_the_same_version_gives_the_same_bytes(registry: Registry, tmp_path: Pat
     other = Registry(tmp_path / "elsewhere")
     other.import_(tmp_path / f"first{suffix}")
     assert other.export("m@1", tmp_path / f"second{suffix}").read_bytes() == first
+
+
+def test_a_model_that_names_own_code_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_model(tmp_path / "m", network=NetworkSpec(name="mine:Network"))
+    registry = Registry(tmp_path / "home")
+    registry.publish(tmp_path / "m", "m")
+    registry.import_(registry.export("m", tmp_path / "m.tar.gz"))
+    assert "mine:Network" in caplog.text
 
 
 def test_another_suffix_is_refused(registry: Registry, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ WEIGHTS = "model.safetensors"
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
+PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""A name of a table, never `module:Class`: a manifest may come from anywhere and must not choose what is called."""
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 UPGRADES: Mapping[int, Upgrade] = {}
@@ -90,7 +92,7 @@ class Manifest(Part):
     fastserve: str
     """The version of FastServe that wrote the folder."""
     created: AwareDatetime
-    task: str
+    task: PlainName
     labels: tuple[str, ...]
     multi_label: bool = False
     text: dict[str, Any]
@@ -99,7 +101,7 @@ class Manifest(Part):
     model_sha256: Sha256
     metrics: dict[str, float] = Field(default_factory=dict)
     parity: tuple[ParityRow, ...] = ()
-    runtimes: dict[str, RuntimeFile] = Field(default_factory=dict)
+    runtimes: dict[PlainName, RuntimeFile] = Field(default_factory=dict)
     """Other forms of the network by runtime name, the fastest first."""
     lineage: Lineage = Lineage()
 

@@ -13,6 +13,7 @@ from fastserve import config
 from fastserve.bundle.bundle import Bundle, amend_manifest
 from fastserve.bundle.format import MANIFEST, Lineage
 from fastserve.errors import BundleError, ConfigError, FastServeError, NotFoundError, choices
+from fastserve.log import warn
 from fastserve.registry.aliases import write_state
 from fastserve.registry.archive import LIMIT_BYTES, read_archive, write_archive
 from fastserve.registry.comparison import Difference, compare
@@ -233,6 +234,7 @@ class Registry:
             wrong = _faults(target)
             if wrong:
                 raise BundleError(f"{file} is damaged: {'; '.join(wrong)}")
+            _tell_of_own_code(Bundle.load(target, verify=False))
             return name or found
 
         return self.store.add(fill)
@@ -243,6 +245,13 @@ def _model_folder(folder: Path) -> Path:
         what = f"has no {MANIFEST}" if folder.is_dir() else "does not exist"
         raise NotFoundError(f"{folder} is not a model folder: it {what}. Train a model, or give the name of one")
     return folder
+
+
+def _tell_of_own_code(bundle: Bundle) -> None:
+    """A model folder holds no code, but it may name some that is installed here."""
+    network = bundle.manifest.network.name
+    if ":" in network:
+        warn(f"the model names its network as '{network}': that module of yours is imported when it answers")
 
 
 def _faults(folder: Path) -> list[str]:

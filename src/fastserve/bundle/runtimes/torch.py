@@ -46,18 +46,15 @@ class TorchRuntime:
     def logits(self, encoded: Encoded) -> FloatArray:
         """float32 (N, outputs), in the order of the rows."""
         with torch.inference_mode():
-            lengths = padded_lengths(encoded)
-            if len(lengths) == 1:
-                return self._forward(encoded)
-            return self._sorted(encoded, lengths)
+            rows = len(next(iter(encoded.values())))
+            return self._forward(encoded) if rows <= 1 else self._sorted(encoded)
 
-    def _sorted(self, encoded: Encoded, lengths: npt.NDArray[np.int64]) -> FloatArray:
+    def _sorted(self, encoded: Encoded) -> FloatArray:
+        lengths = padded_lengths(encoded)
         parts, order = [], []
         for rows in batches(lengths, self.token_budget):
             parts.append(self._forward({name: ragged.take(rows) for name, ragged in encoded.items()}))
             order.append(rows)
-        if not parts:
-            return self._forward(encoded)
         result = np.empty((len(lengths), parts[0].shape[1]), np.float32)
         result[np.concatenate(order)] = np.concatenate(parts)
         return result
