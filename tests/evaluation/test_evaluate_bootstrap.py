@@ -104,3 +104,18 @@ def test_the_interval_of_a_share_is_wilsons() -> None:
     assert (metric.low, metric.high) == (pytest.approx(0.4901625), pytest.approx(0.9433178))
     assert bootstrap.share_metric(5, 5).low == pytest.approx(0.5655175)
     assert bootstrap.share_metric(0, 5).low == 0.0
+
+
+@pytest.mark.parametrize("make", [single, several])
+def test_the_fast_totals_are_those_added_label_by_label(make: type) -> None:
+    targets, probabilities = make(200, 6)
+    outcomes = Outcomes.of(judge(targets, probabilities, names(6)))
+    counts = bootstrap.resample_counts(outcomes.counts, 20, np.random.default_rng(0))
+    for marks in (outcomes.actual, outcomes.predicted, outcomes.hits):
+        assert (marks.totals(counts, 6) == marks.totals_by_label(counts, 6)).all()
+
+
+def test_a_perfect_score_on_few_rows_is_not_taken_for_certainty() -> None:
+    report = evaluate_classification(np.array([0, 1, 0, 1]), np.eye(2, dtype=np.float32)[[0, 1, 0, 1]], names(2))
+    assert report["accuracy"] == 1.0
+    assert report.metrics["accuracy"].low == pytest.approx(0.5101, abs=1e-3)

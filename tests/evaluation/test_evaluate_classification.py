@@ -101,6 +101,14 @@ def test_few_rows_and_absent_labels_give_figures_and_notes(rows: int, seen: list
     assert any("label 2" in note for note in report.details["notes"])
 
 
+@pytest.mark.parametrize("targets", [np.zeros(5, int), np.ones((5, 1), int)])
+def test_a_single_label_is_judged_too(targets: Array) -> None:
+    report = evaluate_classification(targets, np.ones((5, 1), np.float32), ["only"])
+    strict(report)
+    assert report["accuracy"] == 1.0
+    assert any("same answer" in note for note in report.details["notes"])
+
+
 def test_numbers_that_no_sound_model_gives_are_refused() -> None:
     targets, probabilities = single(10, 3)
     broken = probabilities.copy()

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastserve.evaluation import findings
-from fastserve.evaluation.bootstrap import percentile_metric, percentile_metrics, resample_counts
+from fastserve.evaluation.bootstrap import percentile_metric, percentile_metrics, resample_counts, share_metric
 from fastserve.evaluation.inputs import Judged, judge
 from fastserve.evaluation.outcomes import Outcomes, Rates
 from fastserve.evaluation.probabilities import probability_metrics
@@ -44,6 +44,8 @@ def evaluate_classification(
     here, drawn = outcomes.rates(), outcomes.rates(resample_counts(outcomes.counts, resamples, rng))
     resampled = drawn.averages()
     metrics = {name: percentile_metric(value[0], resampled[name]) for name, value in here.averages().items()}
+    if metrics["accuracy"].value in (0.0, 1.0):  # every resample is alike, which says nothing about other rows
+        metrics["accuracy"] = share_metric(int(judged.correct.sum()), len(judged))
     metrics |= probability_metrics(judged, resamples, rng)
     details = {
         "labels": list(judged.labels),
@@ -89,6 +91,8 @@ def _notes(judged: Judged, here: Rates, has_area: bool) -> Iterator[str]:
     """What a reader must know before trusting the figures, one sentence each."""
     if len(judged) < _FEW_ROWS:
         yield f"There are only {len(judged)} rows: the intervals say little. Evaluate on a few hundred at least."
+    if (judged.targets == judged.targets[0]).all():
+        yield "All rows have the same answer: whether the model tells labels apart cannot be seen here."
     absent = [label for label, rows in zip(judged.labels, here.support[:, 0], strict=True) if rows == 0]
     if absent:
         shown = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")

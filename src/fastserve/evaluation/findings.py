@@ -137,10 +137,12 @@ def slices(
             raise DataError(
                 f"slice column '{column}' has {len(values)} values, expected {len(judged)}: one for each row"
             )
-        names, groups, sizes = np.unique(np.asarray(values, dtype=str), return_inverse=True, return_counts=True)
+        codes: dict[str, int] = {}
+        groups = np.array([codes.setdefault(str(value), len(codes)) for value in values])
+        names, sizes = list(codes), np.bincount(groups)
         largest = np.argsort(-sizes, kind="stable")[:MOST_SLICES]
         members = dict(_members(groups, largest))
-        rows = [{"value": str(names[g]), **_slice(judged, members[int(g)], resamples, rng)} for g in largest]
+        rows = [{"value": names[g], **_slice(judged, members[int(g)], resamples, rng)} for g in largest]
         found[column] = {"values": len(names), "shown": rows}
     return found
 

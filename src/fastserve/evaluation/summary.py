@@ -69,7 +69,7 @@ def _accuracy(report: Report) -> Iterator[str]:
     label = baseline["label"]
     always = ", ".join(f"“{name}”" for name in ([label] if isinstance(label, str) else label)) or "no label"
     yield f"Always answering {always} would be right in {figure('accuracy', baseline['accuracy'])}."
-    if accuracy.value <= baseline["accuracy"]:
+    if accuracy.value <= baseline["accuracy"] < 1:
         yield "So the model has not learned anything useful yet."
 
 
