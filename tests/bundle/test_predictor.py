@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastserve.bundle.bundle import Bundle
-from fastserve.bundle.format import ParityRow
+from fastserve.bundle.format import ParityRow, RuntimeFile
 from fastserve.bundle.predictor import Predictor
 from fastserve.bundle.runtimes.base import choose_runtime
 from fastserve.bundle.runtimes.torch import TorchRuntime, batches, padded_lengths
@@ -114,6 +117,31 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
 
 def test_auto_is_torch_for_an_own_network(bundle: Bundle) -> None:
     assert choose_runtime(bundle).name == "torch"
+
+
+@pytest.mark.parametrize(
+    ("passed", "installed", "chosen"), [(True, True, "onnx"), (True, False, "torch"), (False, True, "torch")]
+)
+def test_auto_takes_another_form_only_when_it_is_as_good_and_can_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passed: bool, installed: bool, chosen: str
+) -> None:
+    class OnnxRuntime:
+        name = "onnx"
+
+        @classmethod
+        def load(cls, bundle: Bundle, threads: int | None = None) -> OnnxRuntime:
+            assert threads == 2
+            return cls()
+
+    runtime, library = ModuleType("fastserve.bundle.runtimes.onnx"), ModuleType("onnxruntime")
+    runtime.OnnxRuntime = OnnxRuntime  # type: ignore[attr-defined]
+    library.__spec__ = ModuleSpec("onnxruntime", None)
+    monkeypatch.setitem(sys.modules, runtime.__name__, runtime)
+    monkeypatch.setitem(sys.modules, "onnxruntime", library if installed else None)
+    form = RuntimeFile(file="model.onnx", passed=passed, check={"accuracy": 0.9})
+    bundle = save_tiny(tmp_path / "m", runtimes={"onnx": form}, extra_files={"model.onnx": b"x"})
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    assert choose_runtime(Bundle.load(bundle.folder), threads=2).name == chosen
 
 
 def test_an_unknown_runtime_is_refused(bundle: Bundle) -> None:

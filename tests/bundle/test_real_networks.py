@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +84,26 @@ def test_a_loaded_model_answers_as_the_trained_one(tmp_path: Path, name: str) ->
     predictor = Predictor(Bundle.load((tmp_path / "m").rename(tmp_path / "moved")))
     np.testing.assert_allclose(predictor.scores(TEXTS), expected, atol=1e-5)
     assert predictor.check_parity(1e-5) == []
+
+
+@pytest.mark.parametrize("name", ["bag", "mlp", "textcnn"])
+def test_a_classic_network_answers_the_same_without_torch(tmp_path: Path, name: str) -> None:
+    """In a process where torch cannot be imported, and as torch does it here."""
+    bundle, _ = saved(tmp_path / "m", name)
+    code = """
+import json, sys
+sys.modules["torch"] = None
+from fastserve.bundle.bundle import Bundle
+from fastserve.bundle.predictor import Predictor
+predictor = Predictor(Bundle.load(sys.argv[1]))
+print(json.dumps([predictor.runtime.name, predictor.scores(json.loads(sys.argv[2])).tolist()]))
+"""
+    words = [sys.executable, "-c", code, str(bundle.folder), json.dumps(TEXTS)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    runtime, scores = json.loads(done.stdout)
+    assert runtime == "table"
+    np.testing.assert_allclose(scores, Predictor(bundle, "torch").scores(TEXTS), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS.builtin))

@@ -39,10 +39,9 @@ def choose_runtime(bundle: Bundle, name: str = "auto", *, threads: int | None = 
 
 def _choose(bundle: Bundle) -> str:
     network = bundle.manifest.network
-    if importlib.util.find_spec("fastserve.bundle.runtimes.table") is not None:
-        table: Any = RUNTIMES.load("table")
-        if table.supports(network.name, network.options):
-            return "table"
+    table: Any = RUNTIMES.load("table")
+    if table.supports(network.name, network.options):
+        return "table"
     for name, form in bundle.manifest.runtimes.items():
         if form.passed and _is_installed(name):
             return name
