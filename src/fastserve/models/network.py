@@ -18,7 +18,7 @@ from fastserve import config, plugins
 from fastserve.config import Section
 from fastserve.errors import NotFoundError
 from fastserve.models.ragged import RaggedTensor
-from fastserve.types import Encoded, Recipe, TextPreferences
+from fastserve.types import Encoded, ParameterGroup, Recipe, TextPreferences
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,24 @@ class HasSparseGradients(Protocol):
 
     def sparse_parameters(self) -> list[str]:
         """Names, as in `named_parameters()`, of the tables."""
+        ...
+
+
+@runtime_checkable
+class HasOwnLoss(Protocol):
+    """A network whose parts are trained by losses of their own (a linear part by a hinge, a deep part by entropy)."""
+
+    def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any) -> Tensor:
+        """The mean loss of a batch. task: `tasks.Classification`, for its smoothing, class weights and multi_label."""
+        ...
+
+
+@runtime_checkable
+class HasParameterGroups(Protocol):
+    """A network whose parts want optimizers or learning rates of their own."""
+
+    def parameter_groups(self) -> Iterable[ParameterGroup]:
+        """Parameters that none of the groups names are trained as the recipe says."""
         ...
 
 

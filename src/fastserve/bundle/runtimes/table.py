@@ -86,6 +86,8 @@ class TextCnnTable:
     def logits(self, encoded: Encoded) -> FloatArray:
         tokens = encoded["tokens"]
         self._fill(tokens.values)
+        if len(tokens) == 1:
+            return _through(self.output, np.maximum(self._pool_one(tokens.values) + self.bias, 0))
         pooled = np.empty((len(tokens), self.sizes[0]), np.float32)
         for rows in self._blocks(tokens.offsets):
             self._pool(tokens, rows, pooled)
@@ -108,6 +110,11 @@ class TextCnnTable:
             yield range(start, stop)
             start = stop
 
+    def _pool_one(self, ids: Array) -> FloatArray:
+        """What `_pool` finds for a single text, without its bookkeeping: (1, filters)."""
+        strongest: FloatArray = self._answers(ids).max(axis=0, keepdims=True, initial=-np.inf)
+        return strongest
+
     def _pool(self, tokens: Ragged, rows: range, pooled: FloatArray) -> None:
         """The strongest answer of each filter (before bias and ReLU) into `pooled[rows]`."""
         gap = len(self.sizes) - 1  # zero words between texts, so that no filter sees two texts
@@ -123,7 +130,7 @@ class TextCnnTable:
             else:
                 pooled[row] = -np.inf
 
-    def _answers(self, ids: LongArray) -> FloatArray:
+    def _answers(self, ids: Array) -> FloatArray:
         """What each filter answers when it starts at each of the N words: (N, filters)."""
         products = self.table.take(ids, axis=0, mode="clip")
         answers, first = products[:, : self.sizes[0]], self.sizes[0]
