@@ -7,6 +7,7 @@ multinomial), and the mean of per-row figures is one matrix product. Both give w
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +20,13 @@ EXACT_ROWS = 5_000
 """Up to here per-row figures are resampled row by row; above, their means are drawn from the normal distribution that
 the central limit theorem gives, which the eye cannot tell from it any more (and costs 200 times less)."""
 _MOST_CELLS = 50_000_000
-_FEWEST_RESAMPLES = 200
+_FEWEST_RESAMPLES = 100
 
 
 def resample_counts(counts: LongArray, resamples: int, rng: np.random.Generator) -> LongArray:
     """How often each outcome occurs in each resample: int64 (G, R), every column with the sum of `counts` (G,).
 
-    With more outcomes than memory is good for, fewer resamples are drawn (never under 200).
+    With more outcomes than memory is good for, fewer resamples are drawn (never under 100).
     """
     total = int(counts.sum())
     resamples = min(resamples, max(_FEWEST_RESAMPLES, _MOST_CELLS // len(counts)))
@@ -45,8 +46,10 @@ def resample_means(figures: DoubleArray, resamples: int, rng: np.random.Generato
     return np.asarray((weights.astype(np.float64) @ figures).T / rows)
 
 
-def _draws(rows: int, resamples: int, rng: np.random.Generator) -> LongArray:
-    return rng.integers(0, rows, (resamples, rows))
+def _draws(rows: int, resamples: int, rng: np.random.Generator) -> Iterator[LongArray]:
+    """Row indices (N,) of one resample after another."""
+    for _ in range(resamples):
+        yield rng.integers(0, rows, rows)
 
 
 def _normal_means(figures: DoubleArray, resamples: int, rng: np.random.Generator) -> DoubleArray:

@@ -28,7 +28,7 @@ def report_html(
     faults: Mapping[str, Any] | None = None,
     lineage: Mapping[str, Any] | None = None,
 ) -> str:
-    """The page for a report.
+    """The page for a report of `evaluate_classification`.
 
     history: a run's events as JSON, of which those with `loss`, `learning_rate` or `metrics` (and `step`) are drawn;
     faults: what was found wrong in the data; lineage: how the model was made. Both are shown as they are.
@@ -102,29 +102,18 @@ def _confusion(details: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     for index, (label, counts) in enumerate(zip(details["labels"], matrix, strict=True)):
         support = sum(counts)
         cells = [
-            {
-                "rows": rows,
-                "share": rows / max(support, 1),
-                "right": column == index,
-                "label": details["labels"][column],
-            }
-            for column, rows in enumerate(counts)
+            {"rows": rows, "share": rows / max(support, 1), "right": column == index, "label": answered}
+            for column, (rows, answered) in enumerate(zip(counts, details["labels"], strict=True))
         ]
         table.append({"label": label, "support": support, "cells": cells})
     return table
 
 
 def _reliability(bins: Sequence[Mapping[str, Any]]) -> Markup:
-    points = [
-        (
-            entry["claimed"],
-            entry["came_true"]["value"],
-            entry["came_true"]["low"],
-            entry["came_true"]["high"],
-            entry["rows"],
-        )
-        for entry in bins
-    ]
+    points = []
+    for entry in bins:
+        true = entry["came_true"]
+        points.append((entry["claimed"], true["value"], true["low"], true["high"], entry["rows"]))
     return charts.reliability_chart("Reliability: claimed probability against the share that came true", points)
 
 

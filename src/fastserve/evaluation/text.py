@@ -16,7 +16,10 @@ _LABEL_WIDTH = 32
 
 
 def report_text(report: Report) -> str:
-    """A summary, the headline figures with intervals, figures by label, the weakest slices, and notes."""
+    """For a report of `evaluate_classification`.
+
+    A summary, the headline figures with intervals, figures by label, the weakest slices, and notes.
+    """
     blocks = [
         sentences(report),
         list(_headlines(report)),
