@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve.plugins import SEGMENTERS
-from fastserve.text.ngrams import NgramEncoder, NgramOptions, NgramRows, reference
+from fastserve.text.ngrams import NgramEncoder, NgramOptions, reference
 from fastserve.text.segment import cut_all
 from fastserve.types import Ragged
 
@@ -35,18 +35,16 @@ def rows(encoded: Ragged) -> list[dict[int, float]]:
 @pytest.mark.parametrize("segmenter", ["jieba", "character", "whitespace"])
 @settings(max_examples=40, deadline=None)
 @given(texts=st.lists(ANY.map(lambda text: text.encode("utf-8", "replace").decode()), max_size=6))
-def test_arrays_and_remembered_rows_equal_the_definition(
-    texts: list[str], options: NgramOptions, segmenter: str
-) -> None:
+def test_blocks_and_single_texts_equal_the_definition(texts: list[str], options: NgramOptions, segmenter: str) -> None:
     cutter = SEGMENTERS.load(segmenter)()
     expected = [reference(cutter.cut(text), options) for text in texts]
     encoded = NgramEncoder(options).encode(cut_all(cutter, texts))
     assert rows(encoded) == expected
-    one_by_one = NgramRows(options)
+    one_by_one = NgramEncoder(options)
     for text, counts in zip(texts, expected, strict=True):
-        values, weights = one_by_one.encode(cutter.cut(text))
-        assert dict(zip(values.tolist(), weights.tolist(), strict=True)) == counts
-        assert values.tolist() == sorted(values.tolist())
+        one = one_by_one.encode_one(cutter.cut(text))
+        assert rows(one) == [counts]
+        assert one.values.tolist() == sorted(one.values.tolist())
 
 
 def test_lone_surrogates_do_not_crash() -> None:

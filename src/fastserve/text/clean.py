@@ -62,25 +62,22 @@ def strip_html(text: str) -> str:
     return html.unescape(text) if "&" in text else text
 
 
-_ADDRESS = re.compile(r"://[!#-;=?-~]+|[wW]{3}\.[!#-;=?-~]+")
+_AFTER_SCHEME = re.compile(r"://[!#-;=?-~]+")
 _SCHEME = re.compile(r"(?:https?|ftp)\Z", re.IGNORECASE)
+_WWW = re.compile(r"\bwww\.[!#-;=?-~]+", re.IGNORECASE | re.ASCII)
 
 
 def remove_urls(text: str) -> str:
     """http, https, ftp and www addresses become a space; they end at the first character outside printable ASCII."""
-    if "://" not in text and "www." not in text and "WWW." not in text:
-        return text
-    parts, last = [], 0
-    for match in _ADDRESS.finditer(text):
-        start = match.start()
-        if text[start] == ":":
-            scheme = _SCHEME.search(text, max(last, start - 5), start)
-            if scheme is None:
-                continue
-            start = scheme.start()
-        parts.append(text[last:start])
-        last = match.end()
-    return " ".join([*parts, text[last:]])
+    if "://" in text:
+        parts, last = [], 0
+        for match in _AFTER_SCHEME.finditer(text):  # begins with what is rare, so that the search is fast
+            scheme = _SCHEME.search(text, max(last, match.start() - 5), match.start())
+            if scheme is not None:
+                parts.append(text[last : scheme.start()])
+                last = match.end()
+        text = " ".join([*parts, text[last:]])
+    return _WWW.sub(" ", text) if "www." in text or "WWW." in text else text
 
 
 _DOMAIN = re.compile(r"@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+")
@@ -140,6 +137,8 @@ _REPEAT = re.compile(r"([^\x000-9])\1{3,}", re.DOTALL)
 def shorten_repeats(text: str) -> str:
     """Runs of four or more of the same character become three; digits are left, they are amounts."""
     if len(text) < _SHORT:
+        if len(set(text)) > len(text) - 3:  # no character occurs four times
+            return text
         return _REPEAT.sub(r"\1\1\1", text)
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     same = points[1:] == points[:-1]

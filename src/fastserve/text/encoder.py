@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastserve.text.clean import Cleaner
-from fastserve.text.ngrams import NgramEncoder, NgramOptions, NgramRows
+from fastserve.text.ngrams import NgramEncoder, NgramOptions
 from fastserve.text.segment import Segmenter, cut_all, cut_one
 from fastserve.text.subword import SubwordTokenizer
 from fastserve.text.vocabulary import EDGE, Vocabulary
-from fastserve.types import Encoded, FloatArray, IntArray, Ragged
+from fastserve.types import Encoded, IntArray, Ragged
 
 TOKENS, NGRAMS = "tokens", "ngrams"
 
-_BLOCK_CHARACTERS = 30_000  # of one pass of numpy: its arrays stay in the second-level cache
-_FEW_TEXTS, _FEW_CHARACTERS = 4, 1_000  # up to here plain Python beats arrays
+_BLOCK_CHARACTERS = 20_000  # of one pass of numpy: its arrays stay in the second-level cache
+_FEW_TEXTS, _FEW_CHARACTERS = 3, 1_000  # up to here plain Python beats arrays
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,18 @@ class TextEncoder:
     tokens: Vocabulary | SubwordTokenizer | None = None
     max_length: int = 512
     ngrams: NgramOptions | None = None
-    _blocks: NgramEncoder | None = field(init=False, default=None)
-    _rows: NgramRows | None = field(init=False, default=None)
+    _ngrams: NgramEncoder | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.ngrams is not None:
-            object.__setattr__(self, "_blocks", NgramEncoder(self.ngrams))
-            object.__setattr__(self, "_rows", NgramRows(self.ngrams))
+            object.__setattr__(self, "_ngrams", NgramEncoder(self.ngrams))
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Every encoding of every text; the same for a text whatever stands beside it."""
-        if len(texts) <= _FEW_TEXTS and sum(map(len, texts)) <= _FEW_CHARACTERS:
-            return self._encode_few(self.cleaner(texts))
-        parts = [self._encode_block(self.cleaner(block)) for block in blocks(texts, _BLOCK_CHARACTERS)]
+        if 0 < len(texts) <= _FEW_TEXTS and sum(map(len, texts)) <= _FEW_CHARACTERS:
+            parts = [self._encode_one(text) for text in self.cleaner(texts)]
+        else:
+            parts = [self._encode_block(self.cleaner(block)) for block in blocks(texts, _BLOCK_CHARACTERS)]
         if len(parts) == 1:
             return parts[0]
         return {name: Ragged.concatenate([part[name] for part in parts]) for name in self.encodings}
@@ -55,38 +54,37 @@ class TextEncoder:
         pieces = cut_all(self.segmenter, texts) if self.segmenter is not None else []
         encoded: Encoded = {}
         for name in self.encodings:
-            if name == NGRAMS and self._blocks is not None:
-                encoded[name] = self._blocks.encode(pieces)
+            if name == NGRAMS and self._ngrams is not None:
+                encoded[name] = self._ngrams.encode(pieces)
             elif isinstance(self.tokens, SubwordTokenizer):
                 encoded[name] = self.tokens.encode(texts)
             elif self.tokens is not None:
                 encoded[name] = ragged_tokens(self.tokens.ids(pieces), self.max_length)
         return encoded
 
-    def _encode_few(self, texts: list[str]) -> Encoded:
-        pieces = [cut_one(self.segmenter, text) for text in texts] if self.segmenter is not None else []
+    def _encode_one(self, text: str) -> Encoded:
+        pieces = cut_one(self.segmenter, text) if self.segmenter is not None else []
         encoded: Encoded = {}
         for name in self.encodings:
-            if name == NGRAMS and self._rows is not None:
-                pairs = [self._rows.encode(row) for row in pieces]
-                encoded[name] = _join([rows for rows, _ in pairs], [weights for _, weights in pairs])
+            if name == NGRAMS and self._ngrams is not None:
+                encoded[name] = self._ngrams.encode_one(pieces)
             elif isinstance(self.tokens, SubwordTokenizer):
-                encoded[name] = self.tokens.encode(texts)
+                encoded[name] = self.tokens.encode([text])
             elif self.tokens is not None:
-                ids = [self.tokens.ids_of_one(row)[: self.max_length] for row in pieces]
-                encoded[name] = _join([np.array(row, np.int32) for row in ids])
+                ids = np.array(self.tokens.ids_of_one(pieces)[: self.max_length], np.int32)
+                encoded[name] = Ragged(ids, np.array([0, len(ids)], np.int64))
         return encoded
 
 
 def blocks(texts: Sequence[str], characters: int) -> Iterator[Sequence[str]]:
-    """Successive slices of about so many characters, at least one text each."""
+    """Successive slices of about so many characters, at least one."""
     start = total = 0
     for number, text in enumerate(texts):
         total += len(text) + 1
         if total >= characters:
             yield texts[start : number + 1]
             start, total = number + 1, 0
-    if start < len(texts):
+    if start < len(texts) or not texts:
         yield texts[start:]
 
 
@@ -102,13 +100,3 @@ def ragged_tokens(codes: IntArray, max_length: int) -> Ragged:
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return Ragged(values, offsets)
-
-
-def _join(rows: list[IntArray], weights: Sequence[FloatArray] | None = None) -> Ragged:
-    if len(rows) == 1:
-        offsets = np.array([0, len(rows[0])], np.int64)
-        return Ragged(rows[0], offsets, None if weights is None else weights[0])
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    values = np.concatenate([np.zeros(0, np.int32), *rows])
-    return Ragged(values, offsets, None if weights is None else np.concatenate([np.zeros(0, np.float32), *weights]))

@@ -14,9 +14,8 @@ difference of two prefix sums times a power of the inverse, which makes words as
 from __future__ import annotations
 
 import functools
-import operator
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,18 +23,20 @@ import numpy as np
 import numpy.typing as npt
 
 from fastserve.text.clean import WALL
-from fastserve.types import FloatArray, IntArray, Ragged
+from fastserve.types import FloatArray, Ragged
 
+Points = npt.NDArray[np.uint32]
 Words = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
 Index = npt.NDArray[np.int64]
+Place = Index | slice
 
 _BITS64 = (1 << 64) - 1
 BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(BASE, -1, 1 << 64)
 _WORD_BASE = 0xD6E8FEB86659FD93
 _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_WORD_KIND = 64  # salts of word n-grams begin here, those of characters at 0
+_WORD_SALT = 0xA0761D6478BD642F
 _WIDE = ((0x2E80, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))  # Han, kana and their marks
 
 
@@ -70,29 +71,28 @@ class NgramOptions:
         return 1 << self.bits
 
 
-def salt(kind: int, size: int) -> int:
-    """What is added to the hash of an n-gram of that kind (0 characters, 64 words) and size."""
-    return (kind + size) * _MIX[0] & _BITS64
-
-
 def hash_text(text: str) -> int:
-    """The polynomial hash of a string: sum of code point j times BASE^j, modulo 2^64."""
+    """Polynomial hash of a string; code points count from 1, so that strings of different length differ."""
     value = 0
     for character in reversed(text):
-        value = (value * BASE + ord(character)) & _BITS64
+        value = (value * BASE + ord(character) + 1) & _BITS64
     return value
+
+
+def hash_word(word: str) -> int:
+    """A word's hash is not that of the same characters as a window."""
+    return (hash_text(word) + _WORD_SALT) & _BITS64
 
 
 def hash_words(words: Sequence[str]) -> int:
     value = 0
     for word in reversed(words):
-        value = (value * _WORD_BASE + hash_text(word)) & _BITS64
+        value = (value * _WORD_BASE + hash_word(word)) & _BITS64
     return value
 
 
-def row_of(value: int, salted: int, bits: int) -> int:
+def row_of(value: int, bits: int) -> int:
     """The table row of a hash. The last step of splitmix64's finalizer does not reach the top bits and is left out."""
-    value = (value + salted) & _BITS64
     value = (value ^ (value >> 30)) * _MIX[0] & _BITS64
     value = (value ^ (value >> 27)) * _MIX[1] & _BITS64
     return value >> (64 - bits)
@@ -128,13 +128,12 @@ def reference(pieces: Sequence[str], options: NgramOptions) -> dict[int, int]:
         for start in range(len(text) - size + 1):
             window = text[start : start + size]
             if character_window_counts(window, options):
-                found[row_of(hash_text(window), salt(0, size), options.bits)] += 1
+                found[row_of(hash_text(window), options.bits)] += 1
     words = [WALL, *(piece for piece in pieces if not piece.isspace()), WALL]
     for size in range(options.words[0], options.words[1] + 1):
         for start in range(len(words) - size + 1):
             if word_window_counts(words[start : start + size]):
-                value = hash_words(words[start : start + size])
-                found[row_of(value, salt(_WORD_KIND, size), options.bits)] += 1
+                found[row_of(hash_words(words[start : start + size]), options.bits)] += 1
     return dict(sorted(found.items()))
 
 
@@ -144,208 +143,217 @@ class NgramEncoder:
     def __init__(self, options: NgramOptions) -> None:
         self.options = options
         self._powers = (np.ones(1, np.uint64), np.ones(1, np.uint64))
+        self._hashes = _WordHashes()
 
     def encode(self, pieces: Sequence[str]) -> Ragged:
         """`pieces` as `segment.cut_all` gives them: NUL before, between and behind the texts."""
-        text = "".join(pieces)
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        points = _points("".join(pieces))
         edges = points == 0
-        rows = np.cumsum(edges) - edges - 1  # the NUL behind a text belongs to it, the first to none
-        count = int(edges.sum()) - 1
-        shift = np.uint64(self.options.bits)
-        keys = [
-            (rows[at].astype(np.uint64) << shift) | self._mix(values, salted)
-            for at, values, salted in (*self._characters(points), *self._words(points, edges, pieces))
+        rows = np.cumsum(edges, dtype=np.int64)
+        rows -= edges
+        rows -= 1  # the NUL behind a text belongs to it, the first one to none
+        letters = points + _ONE
+        windows = [
+            *self._characters(letters, _visible(points), self._wide(points)),
+            *self._words(points, letters, pieces),
         ]
-        return self._merge(np.concatenate(keys) if keys else np.zeros(0, np.uint64), count)
+        places = [rows[place] for place, _ in windows]
+        table_rows = self._table_rows([values for _, values in windows])
+        return self._merge(np.concatenate([*places, np.zeros(0, np.int64)]), table_rows, int(rows[-1]) + 1)
 
-    def _mix(self, values: Words, salted: int) -> Words:
-        """`row_of` for an array."""
-        values = values + np.uint64(salted)
-        values ^= values >> np.uint64(30)
-        values *= np.uint64(_MIX[0])
-        values ^= values >> np.uint64(27)
-        values *= np.uint64(_MIX[1])
+    def encode_one(self, pieces: Sequence[str]) -> Ragged:
+        """The same for the pieces of one text without the NULs, with as few steps as there can be."""
+        text = "".join(pieces)
+        if not text or text.isspace():
+            return Ragged(np.zeros(0, np.int32), np.zeros(2, np.int64), np.zeros(0, np.float32))
+        points = _points(f"{WALL}{text}{WALL}")
+        visible = None if " " not in text and text.isprintable() else _visible(points)
+        windows = [values for _, values in self._characters(points + _ONE, visible, self._wide(points))]
+        if self.options.words[1] >= self.options.words[0]:
+            words = [WALL, *pieces, WALL] if visible is None else [WALL, *filter(_is_word, pieces), WALL]
+            hashes = np.array([self._hashes[word] for word in words], np.uint64)
+            windows += [values for _, values in _word_windows(hashes, None, self.options.words)]
+        table_rows = self._table_rows(windows)
+        table_rows.sort()
+        values, weights = _count(table_rows)
+        return Ragged(values.astype(np.int32), np.array([0, len(values)], np.int64), weights)
+
+    def _table_rows(self, hashes: list[Words]) -> Words:
+        """`row_of` for arrays, laid end to end."""
+        values = np.concatenate([*hashes, _NOTHING])
+        values ^= values >> _SHIFTS[0]
+        values *= _FACTORS[0]
+        values ^= values >> _SHIFTS[1]
+        values *= _FACTORS[1]
         values >>= np.uint64(64 - self.options.bits)
         return values
 
-    def _characters(self, points: npt.NDArray[np.uint32]) -> Iterator[tuple[Index, Words, int]]:
-        """For each size: a position inside each window, its hash, and the salt."""
-        options = self.options
-        visible = ~_blank_points()[np.minimum(points, _LAST_BLANK + 1)]
-        wide = _wide_points(points) if options.wide != options.narrow else visible
-        letters = points.astype(np.uint64)
-        values, inner, any_wide = letters, visible, wide
-        for size in range(1, max(options.wide[1], options.narrow[1]) + 1):
-            if size > 1:
-                values = values[1:] * np.uint64(BASE)
-                values += letters[: len(values)]
-                any_wide = any_wide[1:] | wide[: len(values)]
-            if size > 3:
-                inner = inner[:-1] & visible[size - 3 :]
-            valid = _valid(visible, inner, size)
-            if options.wide != options.narrow:
-                valid &= _in(size, options.wide, any_wide) | _in(size, options.narrow, ~any_wide)
-            elif not options.wide[0] <= size <= options.wide[1]:
-                continue
-            starts = np.flatnonzero(valid)
-            yield starts + (size > 1), values[starts], salt(0, size)
+    def _characters(self, letters: Words, visible: Mask | None, wide: Mask | None) -> Iterator[tuple[Place, Words]]:
+        """For each size a place inside each window, and the hashes of the windows.
 
-    def _words(
-        self, points: npt.NDArray[np.uint32], edges: Mask, pieces: Sequence[str]
-    ) -> Iterator[tuple[Index, Words, int]]:
-        """The same for words; NUL, which is their edge, hashes to 0."""
-        low, high = self.options.words
-        if high < low:
+        letters: code points + 1; visible: None where only the first and last are blank; wide: None where none is.
+        """
+        options = self.options
+        sizes = options.narrow if wide is None else (1, max(options.narrow[1], options.wide[1]))
+        values, inner, any_wide = letters, visible, wide
+        for size in range(1, sizes[1] + 1):
+            if size > 1:
+                values = _longer(values, letters, _BASE)
+                any_wide = None if any_wide is None or wide is None else any_wide[1:] | wide[: len(values)]
+            if size > 3 and inner is not None and visible is not None:
+                inner = inner[:-1] & visible[size - 3 :]
+            if size < sizes[0]:
+                continue
+            if any_wide is None:
+                yield _chosen(values, _valid(visible, inner, size), size)
+            else:
+                kinds = _within(size, options.wide, any_wide) | _within(size, options.narrow, ~any_wide)
+                valid = _valid(visible, inner, size)
+                yield _chosen(values, kinds if valid is None else valid & kinds, size)
+
+    def _words(self, points: Points, letters: Words, pieces: Sequence[str]) -> Iterator[tuple[Place, Words]]:
+        """The same for words; the NUL between texts counts as one."""
+        if self.options.words[1] < self.options.words[0]:
             return
         starts, ends = _tokens(points, pieces)
-        power, inverse = self._powers_up_to(len(points))
-        sums = np.zeros(len(points) + 1, np.uint64)
-        np.cumsum(points * power, out=sums[1:])
-        letters = (sums[ends] - sums[starts]) * inverse[starts]
-        words = ~edges[starts]
-        values, inner = letters, words
-        for size in range(1, high + 1):
-            if size > 1:
-                values = values[1:] * np.uint64(_WORD_BASE)
-                values += letters[: len(values)]
-            if size > 3:
-                inner = inner[:-1] & words[size - 3 :]
-            if size >= low:
-                at = np.flatnonzero(_valid(words, inner, size))
-                yield starts[at + (size > 1)], values[at], salt(_WORD_KIND, size)
+        power, inverse = self._powers_up_to(len(letters))
+        sums = np.zeros(len(letters) + 1, np.uint64)
+        np.cumsum(letters * power, out=sums[1:])
+        hashes = (sums[ends] - sums[starts]) * inverse[starts] + np.uint64(_WORD_SALT)
+        for place, values in _word_windows(hashes, points[starts] != 0, self.options.words):
+            yield starts[place], values
+
+    def _wide(self, points: Points) -> Mask | None:
+        """Which characters are wide; None where that makes no difference, because none is or the sizes are the same."""
+        if self.options.wide == self.options.narrow or points.max() < _WIDE[0][0]:
+            return None
+        wide = np.zeros(len(points), np.bool_)
+        for first, last in _WIDE:
+            wide |= (points >= first) & (points <= last)
+        return wide if wide.any() else None
 
     def _powers_up_to(self, count: int) -> tuple[Words, Words]:
-        """BASE^i and BASE^-i for i below at least `count`, kept for the next block."""
+        """BASE^i and BASE^-i for i below `count`, kept for the next block."""
         if len(self._powers[0]) < count:
             self._powers = (_powers(BASE, 2 * count), _powers(_INVERSE, 2 * count))
-        return self._powers[0][:count], self._powers[1][:count]
+        power, inverse = self._powers
+        return power[:count], inverse[:count]
 
-    def _merge(self, keys: Words, count: int) -> Ragged:
-        """Keys (text, then table row) sorted and counted."""
+    def _merge(self, texts: Index, table_rows: Words, count: int) -> Ragged:
+        """Text and table row of every n-gram, to the distinct rows of each text and their counts."""
         bits = self.options.bits
-        if count << bits <= 1 << 32:
-            keys = keys.astype(np.uint32)  # sorts twice as fast
+        kind = np.uint32 if count << bits <= 1 << 32 else np.uint64  # the shorter keys sort twice as fast
+        keys: npt.NDArray[Any] = texts.astype(kind)
+        keys <<= kind(bits)
+        keys |= table_rows.astype(kind)
         keys.sort()
-        first = np.ones(len(keys), np.bool_)
-        np.not_equal(keys[1:], keys[:-1], out=first[1:])
-        at = np.flatnonzero(first)
-        distinct = keys[at]
-        weights = np.diff(at, append=len(keys)).astype(np.float32)
+        distinct, weights = _count(keys)
         offsets = np.zeros(count + 1, np.int64)
-        np.cumsum(
-            np.bincount((distinct >> distinct.dtype.type(bits)).astype(np.int64), minlength=count), out=offsets[1:]
-        )
-        return Ragged((distinct & distinct.dtype.type(self.options.rows - 1)).astype(np.int32), offsets, weights)
+        np.cumsum(np.bincount((distinct >> kind(bits)).astype(np.int64), minlength=count), out=offsets[1:])
+        distinct &= kind(self.options.rows - 1)
+        return Ragged(distinct.astype(np.int32), offsets, weights)
 
 
-class NgramRows:
-    """The n-grams of one short text: rows are remembered by their text, which beats arrays where few are asked for."""
+class _WordHashes(dict[str, int]):
+    """Hashes of words that were seen; forgets them when there are too many (about 10 MB)."""
 
-    def __init__(self, options: NgramOptions) -> None:
-        self.options = options
-        longest = max(options.wide[1], options.narrow[1])
-        self._characters = [_Remembered(self._character_row) for _ in range(longest)]
-        self._words = [_Remembered(self._word_row) for _ in range(options.words[0], options.words[1] + 1)]
-
-    def encode(self, pieces: Sequence[str]) -> tuple[IntArray, FloatArray]:
-        """Rows, rising, and counts of the pieces of one text."""
-        text = f"{WALL}{''.join(pieces)}{WALL}"
-        found: list[int] = []
-        windows: Sequence[str] = text
-        for size, remembered in enumerate(self._characters, start=1):
-            if size > 1:
-                windows = list(map(operator.add, windows, text[size - 1 :]))
-            found += map(remembered.__getitem__, windows)
-        words = [WALL, *[piece for piece in pieces if not piece.isspace()], WALL]
-        for size, remembered_words in enumerate(self._words, start=self.options.words[0]):
-            found += map(remembered_words.__getitem__, zip(*[words[skip:] for skip in range(size)], strict=False))
-        return _distinct(found)
-
-    def _character_row(self, window: str) -> int:
-        if not character_window_counts(window, self.options):
-            return _NONE
-        return row_of(hash_text(window), salt(0, len(window)), self.options.bits)
-
-    def _word_row(self, words: tuple[str, ...]) -> int:
-        if not word_window_counts(words):
-            return _NONE
-        return row_of(hash_words(words), salt(_WORD_KIND, len(words)), self.options.bits)
-
-
-_NONE = -1
-_MOST_REMEMBERED = 1 << 16  # of each kind and size: about 8 MB
-
-
-class _Remembered(dict[Any, int]):
-    """Key to row, computed when first asked for; forgets everything when full."""
-
-    def __init__(self, compute: Callable[[Any], int]) -> None:
-        super().__init__()
-        self._compute = compute
-
-    def __missing__(self, key: Any) -> int:
-        if len(self) >= _MOST_REMEMBERED:
+    def __missing__(self, word: str) -> int:
+        if len(self) >= 1 << 16:
             self.clear()
-        row = self[key] = self._compute(key)
-        return row
+        value = self[word] = hash_word(word)
+        return value
 
 
-def _distinct(found: list[int]) -> tuple[IntArray, FloatArray]:
-    """Sorted distinct rows and their counts; _NONE is left out."""
-    rows = np.array(found, np.int32)
-    rows.sort()
-    rows = rows[found.count(_NONE) :]
-    first = np.ones(len(rows), np.bool_)
-    np.not_equal(rows[1:], rows[:-1], out=first[1:])
-    at = first.nonzero()[0]
-    if len(at) == len(rows):
-        return rows, np.ones(len(rows), np.float32)
-    ends = np.empty_like(at)
-    ends[:-1], ends[-1:] = at[1:], len(rows)
-    return rows[at], (ends - at).astype(np.float32)
-
-
+_NOTHING = np.zeros(0, np.uint64)
+_ONE = np.uint64(1)
+_BASE, _NEXT_WORD = np.uint64(BASE), np.uint64(_WORD_BASE)
+_SHIFTS = (np.uint64(30), np.uint64(27))
+_FACTORS = (np.uint64(_MIX[0]), np.uint64(_MIX[1]))
 _LAST_BLANK = 0x3000
 
 
 @functools.cache
-def _blank_points() -> Mask:
-    """Whether a code point up to _LAST_BLANK + 1, which stands for all behind it, is NUL or white space."""
-    return np.array([is_blank(chr(point)) for point in range(_LAST_BLANK + 2)])
+def _visible_points() -> Mask:
+    """Whether a code point is neither NUL nor white space; the one behind _LAST_BLANK stands for all that follow."""
+    return np.array([not is_blank(chr(point)) for point in range(_LAST_BLANK + 2)])
 
 
-def _wide_points(points: npt.NDArray[np.uint32]) -> Mask:
-    wide = np.zeros(len(points), np.bool_)
-    for first, last in _WIDE:
-        wide |= (points >= first) & (points <= last)
-    return wide
+def _points(text: str) -> Points:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
-def _in(size: int, sizes: tuple[int, int], mask: Mask) -> Mask | np.bool_:
-    return mask if sizes[0] <= size <= sizes[1] else np.False_
+def _visible(points: Points) -> Mask:
+    return _visible_points()[np.minimum(points, np.uint32(_LAST_BLANK + 1))]
 
 
-def _valid(visible: Mask, inner: Mask, size: int) -> Mask:
-    """Whether a window begins at each position. `inner` (sizes above 3): all visible between its first and last."""
-    count = max(len(visible) - size + 1, 0)
+def _is_word(piece: str) -> bool:
+    return not piece.isspace()
+
+
+def _longer(values: Words, letters: Words, base: np.uint64) -> Words:
+    """Hashes of windows of one more, from those of the windows that begin one later."""
+    longer = values[1:] * base
+    longer += letters[: len(longer)]
+    return longer
+
+
+def _word_windows(hashes: Words, words: Mask | None, sizes: tuple[int, int]) -> Iterator[tuple[Place, Words]]:
+    """For each size the number of a word inside each window, and the hashes; `words` is false for NUL."""
+    values, inner = hashes, words
+    for size in range(1, sizes[1] + 1):
+        if size > 1:
+            values = _longer(values, hashes, _NEXT_WORD)
+        if size > 3 and inner is not None and words is not None:
+            inner = inner[:-1] & words[size - 3 :]
+        if size >= sizes[0]:
+            yield _chosen(values, _valid(words, inner, size), size)
+
+
+def _within(size: int, sizes: tuple[int, int], mask: Mask) -> Mask:
+    return mask if sizes[0] <= size <= sizes[1] else np.zeros_like(mask)
+
+
+def _valid(visible: Mask | None, inner: Mask | None, size: int) -> Mask | None:
+    """Whether a window begins at each position; None: at all (but single blanks at the ends).
+
+    inner, for sizes above 3: whether everything between the first and last of a window is visible.
+    """
+    if visible is None or inner is None:
+        return None
     if size == 1:
-        return visible.copy()
+        return visible
     if size == 2:
         return visible[:-1] | visible[1:]
-    return visible[1 : 1 + count].copy() if size == 3 else inner[1 : 1 + count].copy()
+    return inner[1 : 1 + max(len(visible) - size + 1, 0)]
 
 
-def _tokens(points: npt.NDArray[np.uint32], pieces: Sequence[str]) -> tuple[Index, Index]:
-    """Where the pieces that are not white space start and end in `points`."""
+def _chosen(values: Words, valid: Mask | None, size: int) -> tuple[Place, Words]:
+    """Windows that count: a place inside each (a single's own, else its second), and the hashes."""
+    if valid is None:
+        return (slice(1, -1), values[1:-1]) if size == 1 else (slice(1, 1 + len(values)), values)
+    starts = np.flatnonzero(valid)
+    return starts + (size > 1), values[starts]
+
+
+def _count(keys: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], FloatArray]:
+    """Distinct ones of sorted keys, and how often each occurs."""
+    bounds = np.ones(len(keys) + 1, np.bool_)
+    np.not_equal(keys[1:], keys[:-1], out=bounds[1:-1])
+    at = bounds.nonzero()[0]
+    weights = np.subtract(at[1:], at[:-1], dtype=np.float32, casting="unsafe")
+    return keys[at[:-1]], weights
+
+
+def _tokens(points: Points, pieces: Sequence[str]) -> tuple[Index, Index]:
+    """Where the pieces that are not white space start and end."""
     lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    blank = _blank_points()[np.minimum(points[starts], _LAST_BLANK + 1)]
-    blank &= points[starts] != 0
-    for number in np.flatnonzero(blank & (lengths > 1)).tolist():
-        blank[number] = pieces[number].isspace()
-    return starts[~blank], ends[~blank]
+    first = points[starts]
+    kept = _visible(first) | (first == 0)
+    for number in np.flatnonzero(~kept & (lengths > 1)).tolist():
+        kept[number] = not pieces[number].isspace()
+    return (starts, ends) if kept.all() else (starts[kept], ends[kept])
 
 
 def _powers(base: int, count: int) -> Words:
