@@ -106,7 +106,7 @@ def _name_score(name: str, known: Sequence[str]) -> float:
 def _text_score(name: str, cells: Sequence[Any]) -> float:
     """Long and varied strings are text."""
     present = [cell for cell in cells if isinstance(cell, str) and cell]
-    if cells and not present:
+    if not present and any(cell is not None and cell != "" for cell in cells):
         return 0.0
     mean = sum(map(len, present)) / max(len(present), 1)
     numeric = sum(_is_number(cell) for cell in present) > len(present) / 2
