@@ -132,6 +132,17 @@ def test_a_folder_that_is_no_model_says_so(tmp_path: Path) -> None:
         Bundle.load(tmp_path)
 
 
+def test_a_folder_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny(tmp_path / "m")
+
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(files, "sha256", refuse)  # modes mean nothing to root, who runs tests in containers
+    with pytest.raises(BundleError, match=r"card\.md cannot be read: Permission denied"):
+        Bundle.load(tmp_path / "m")
+
+
 def test_a_damaged_report_is_named(tmp_path: Path) -> None:
     save_tiny(tmp_path / "m", report=REPORT)
     (tmp_path / "m" / "report.json").write_text('{"task": 1}', "utf-8")

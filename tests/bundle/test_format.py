@@ -35,7 +35,7 @@ scores = st.floats(0, 1, width=32)
 
 
 @given(
-    st.lists(names, min_size=1, max_size=4).map(tuple),
+    st.lists(names, min_size=1, max_size=4, unique=True).map(tuple),
     st.dictionaries(names, st.one_of(names, st.integers(), st.booleans(), st.none(), st.lists(names, max_size=2))),
     st.lists(st.builds(ParityRow, text=st.text(), scores=st.lists(scores, max_size=3).map(tuple)), max_size=3).map(
         tuple
@@ -59,7 +59,7 @@ def test_damaged_json_names_file_and_line() -> None:
         parse_manifest(content, PATH)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"format": "1"}', b"\xff\xfe", b"null"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"format": "1"}', b"\xff\xfe", b"null", b"[" * 200_000])
 def test_what_is_no_manifest_is_refused(content: bytes) -> None:
     with pytest.raises(BundleError, match=r"fastserve\.json line 1"):
         parse_manifest(content, PATH)
@@ -73,6 +73,7 @@ def test_what_is_no_manifest_is_refused(content: bytes) -> None:
         ("multi_label", 1),
         ("model_sha256", "x"),
         ("created", "yesterday"),
+        ("labels", ["a", "b", "a"]),
         ("task", 3),
         ("task", "os:system"),
     ],

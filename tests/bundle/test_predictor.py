@@ -89,6 +89,7 @@ def test_several_labels_a_text(tmp_path: Path) -> None:
 def test_no_texts_no_answers(bundle: Bundle) -> None:
     assert Predictor(bundle).scores([]).shape == (0, 3)
     assert Predictor(bundle).predict([]) == []
+    assert Predictor(bundle).predict("good") == Predictor(bundle).predict(["good"])
 
 
 def test_parity_holds_and_its_breach_is_told(tmp_path: Path) -> None:

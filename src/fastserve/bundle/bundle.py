@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
 CARD = "card.md"
+_MOST_MANIFEST_BYTES = 64 << 20
 
 
 class SavesItself(Protocol):
@@ -156,18 +157,10 @@ class Bundle:
         folder = Path(folder)
         if not folder.is_dir():
             raise BundleError(f"there is no model folder {folder}; expected a folder with {MANIFEST} in it")
-        sums = files.read_sums(folder)
-        for name in (MANIFEST, WEIGHTS):
-            if name not in sums:
-                raise BundleError(f"{folder / files.SUMS} does not list {name}: it is not whole; publish it again")
-        if verify:
-            _raise_if_damaged(folder, sums)
-        manifest = parse_manifest(_read(folder / MANIFEST), folder / MANIFEST)
-        if manifest.model_sha256 != sums[WEIGHTS]:
-            raise BundleError(
-                f"{folder}: {MANIFEST} was written for other weights than {WEIGHTS}; do not mix files of two models"
-            )
-        return cls(folder, manifest)
+        try:
+            return cls(folder, _load_manifest(folder, verify))
+        except PermissionError as error:
+            raise BundleError(f"{error.filename} cannot be read: {error.strerror}; change its owner or mode") from None
 
     @functools.cached_property
     def pipeline(self) -> TextPipeline:
@@ -195,14 +188,31 @@ class Bundle:
         return sum((self.folder / name).stat().st_size for name in files.read_sums(self.folder))
 
 
+def _load_manifest(folder: Path, verify: bool) -> Manifest:
+    sums = files.read_sums(folder)
+    for name in (MANIFEST, WEIGHTS):
+        if name not in sums:
+            raise BundleError(f"{folder / files.SUMS} does not list {name}: it is not whole; publish it again")
+    if verify:
+        _raise_if_damaged(folder)
+    manifest = parse_manifest(_read(folder / MANIFEST), folder / MANIFEST)
+    if manifest.model_sha256 != sums[WEIGHTS]:
+        raise BundleError(
+            f"{folder}: {MANIFEST} was written for other weights than {WEIGHTS}; do not mix files of two models"
+        )
+    return manifest
+
+
 def _read(path: Path) -> bytes:
+    if path.is_file() and path.stat().st_size > _MOST_MANIFEST_BYTES:
+        raise BundleError(f"{path} is over {_MOST_MANIFEST_BYTES:,} bytes, which no manifest is")
     try:
         return path.read_bytes()
     except FileNotFoundError:
         raise BundleError(f"{path} is missing: it is not a FastServe model folder, or not whole") from None
 
 
-def _raise_if_damaged(folder: Path, sums: Mapping[str, str]) -> None:
+def _raise_if_damaged(folder: Path) -> None:
     faults = files.verify_sums(folder)
     if faults:
         raise BundleError(f"{folder}: {'; '.join(faults)}. Publish or import the model again")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fastserve.errors import BundleError
 
@@ -105,6 +105,14 @@ class Manifest(Part):
     """Other forms of the network by runtime name, the fastest first."""
     lineage: Lineage = Lineage()
 
+    @field_validator("labels")
+    @classmethod
+    def _each_label_once(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({label for label in labels if labels.count(label) > 1}) if len(set(labels)) < len(labels) else []
+        if twice:
+            raise ValueError(f"each label must occur once, found twice: {', '.join(twice)}")
+        return labels
+
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 
@@ -130,6 +138,8 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
 def _parse_json(content: bytes, path: Path) -> dict[str, Any]:
     try:
         values = json.loads(content)
+    except RecursionError:
+        raise BundleError(f"{path} line 1 is damaged: it is nested too deeply for a manifest") from None
     except json.JSONDecodeError as error:
         raise BundleError(
             f"{path} line {error.lineno} is damaged: {error.msg} (column {error.colno}); "

@@ -54,7 +54,9 @@ class Predictor:
         return self.pipeline.encode(texts)
 
     def scores(self, texts: Sequence[str]) -> FloatArray:
-        """Probabilities, float32 (N, labels)."""
+        """Probabilities, float32 (N, labels). A single string is one text."""
+        if isinstance(texts, str):
+            texts = [texts]
         if not texts:
             return np.zeros((0, len(self.bundle.manifest.labels)), np.float32)
         return self.task.probabilities(self.runtime.logits(self.pipeline.encode(texts)))

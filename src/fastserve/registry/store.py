@@ -62,7 +62,7 @@ class Store:
     @contextmanager
     def locked(self, name: str) -> Iterator[Path]:
         """The model's folder, held against other processes."""
-        with files.lock(self.folder / name / LOCK):
+        with files.disk_errors(f"changing {self.folder / name}"), files.lock(self.folder / name / LOCK):
             yield self.folder / name
 
     def add(self, fill: Callable[[Path], str]) -> Version:
