@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import re
 import subprocess
@@ -93,6 +94,7 @@ def _targets(node: ast.AST, known: set[str]) -> list[str]:
     return []
 
 
+@functools.cache
 def all_imports() -> list[Import]:
     found = modules()
     known = set(found)

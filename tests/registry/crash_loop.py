@@ -60,7 +60,7 @@ def main() -> None:
     registry = Registry(home)
     start = time.monotonic()
     registry.promote(registry.publish(source, "m").reference)
-    longest_seconds = 5 * (time.monotonic() - start)
+    longest_seconds = 3 * (time.monotonic() - start)
     for number in range(rounds):
         killed_once(registry, source, random.Random(seed + number), longest_seconds)
         check(registry)

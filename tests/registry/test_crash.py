@@ -29,7 +29,7 @@ def test_a_killed_writer_never_leaves_half_a_version(tmp_path: Path) -> None:
     words = [str(HERE / "crash_loop.py"), str(tmp_path / "home"), str(tmp_path / "m"), "40", "0"]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 10  # the children got somewhere before they were killed
+    assert int(done.stdout) > 4  # the children got somewhere before they were killed
     assert all(not faults for faults in Registry(tmp_path / "home").verify().values())
 
 
