@@ -30,7 +30,6 @@ class App:
     ) -> None:
         self.slots, self.options, self.gate, self.board, self.events = slots, options, gate, board, events
         self.draining = False
-        self.restarts: Callable[[], int] = lambda: 0
         self._rows = {name: board.row(worker, name) for name in board.models}
         self._routes = self._fixed_routes()
         self._stall_limit = min(_PROGRESS_SECONDS, options.hang_seconds)
@@ -159,7 +158,7 @@ class App:
 
     def _metrics(self, exchange: Exchange) -> Reply:
         self.set_gauges()
-        return Reply(200, metrics.render(self.board, self.restarts()), metrics.CONTENT_TYPE)
+        return Reply(200, metrics.render(self.board), metrics.CONTENT_TYPE)
 
     def set_gauges(self) -> None:
         """Put what is in hand now on the board."""

@@ -63,14 +63,14 @@ class Board:
         self.workers = workers
         self._width = len(FIELDS)
         rows = workers * len(self.models) * self._width
-        size = 8 * (rows + max(keys, 1))
+        size = 8 * (1 + rows + max(keys, 1))
         if descriptor is None:
             memory: bytearray | mmap.mmap = bytearray(size)
         else:
             os.ftruncate(descriptor, size)
             memory = mmap.mmap(descriptor, size)
         values = memoryview(memory).cast("q")
-        self._rows, self.keys = values[:rows], values[rows:]
+        self._restarts, self._rows, self.keys = values[:1], values[1 : 1 + rows], values[1 + rows :]
 
     @staticmethod
     def make_file() -> int:
@@ -79,6 +79,14 @@ class Board:
             descriptor = os.dup(file.fileno())
         os.set_inheritable(descriptor, True)
         return descriptor
+
+    @property
+    def restarts(self) -> int:
+        """Workers that were replaced after a crash or a hang; only the supervisor counts."""
+        return int(self._restarts[0])
+
+    def count_restart(self) -> None:
+        self._restarts[0] += 1
 
     def row(self, worker: int, model: str) -> Row:
         start = (worker * len(self.models) + self.models.index(model)) * self._width

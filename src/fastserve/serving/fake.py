@@ -37,6 +37,7 @@ class FakeSettings(Section):
     """Moves the scores away from the ones in the parity rows, as a broken conversion would."""
     load_error: str | None = None
     load_seconds: float = 0.0
+    load_crash: bool = False
 
 
 class FakeModel:
@@ -103,6 +104,8 @@ class FakeSource:
     def load(self, folder: Path) -> FakeModel:
         settings = FakeSettings.model_validate_json((folder / "fake.json").read_text("utf-8"))
         time.sleep(settings.load_seconds)
+        if settings.load_crash:
+            os._exit(70)
         if settings.load_error:
             raise BundleError(settings.load_error)
         return FakeModel(settings)

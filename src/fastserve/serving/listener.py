@@ -12,6 +12,7 @@ from fastserve.errors import ServingError
 from fastserve.serving.connection import Connections
 
 _BACKLOG = 1024
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Listener:
@@ -45,23 +46,41 @@ class Listener:
         if self._is_open and not self._connections.is_full:
             self._loop.add_reader(self._listening.fileno(), self._accept)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a connection that was taken is not yet among the connections."""
+        return bool(self._adopting)
+
+    def take_all(self) -> None:
+        """Take whatever waits, before the socket is closed and the system resets the rest."""
+        while self._take():
+            continue
+
     def _accept(self) -> None:
-        if self._connections.is_full:
+        if self._connections.is_full or not self._take():
+            self._rest_if_full()
+
+    def _rest_if_full(self) -> None:
+        """Leave new connections to other processes until `look` finds room."""
+        if self._connections.is_full and self._is_open:
             self._loop.remove_reader(self._listening.fileno())
-            return
+
+    def _take(self) -> bool:
+        """Take one connection; False where none waits, or the system has no room for it."""
         try:
             accepted, _ = self._listening.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # another process was faster, or the client left
+            return False  # another process was faster, or the client left
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                self._loop.remove_reader(self._listening.fileno())  # `look` tries again
-                return
-            raise
+            if error.errno not in _NO_ROOM:
+                raise
+            self._loop.remove_reader(self._listening.fileno())
+            return False
         accepted.setblocking(False)
         task = self._loop.create_task(self._adopt(accepted))
         self._adopting.add(task)
         task.add_done_callback(self._adopting.discard)
+        return True
 
     async def _adopt(self, accepted: socket.socket) -> None:
         with contextlib.suppress(OSError):

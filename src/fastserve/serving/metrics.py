@@ -23,12 +23,12 @@ _GAUGES = {
 }
 
 
-def render(board: Board, workers_restarted: int = 0) -> bytes:
+def render(board: Board) -> bytes:
     """What `/metrics` answers, summed over all workers."""
-    return ("\n".join(_lines(board, workers_restarted)) + "\n").encode("utf-8")
+    return ("\n".join(_lines(board)) + "\n").encode("utf-8")
 
 
-def _lines(board: Board, workers_restarted: int) -> Iterator[str]:
+def _lines(board: Board) -> Iterator[str]:
     yield from _head("requests_total", "counter", "Answers by model (empty: no model's route) and status.")
     for model in board.models:
         for status in STATUSES:
@@ -52,7 +52,7 @@ def _lines(board: Board, workers_restarted: int) -> Iterator[str]:
     yield from _head("workers", "gauge", "Worker processes that the server is meant to have.")
     yield f"fastserve_workers {board.workers}"
     yield from _head("worker_restarts_total", "counter", "Workers that were replaced after a crash or a hang.")
-    yield f"fastserve_worker_restarts_total {workers_restarted}"
+    yield f"fastserve_worker_restarts_total {board.restarts}"
 
 
 def _head(metric: str, kind: str, text: str) -> tuple[str, str]:

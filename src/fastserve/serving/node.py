@@ -154,7 +154,7 @@ class Node:
             self._listener.close()
         end = time.monotonic() + self.options.drain_seconds
         rest = time.monotonic() + _IDLE_GRACE_SECONDS
-        while self.connections.open and time.monotonic() < end:
+        while (self.connections.open or self._is_adopting) and time.monotonic() < end:
             if time.monotonic() > rest:
                 self.connections.close_idle()
             await asyncio.sleep(0.02)
@@ -162,6 +162,10 @@ class Node:
         if self.connections.busy:
             self.events.warning("drain ran out of time", requests=self.connections.busy)
         await self.close()
+
+    @property
+    def _is_adopting(self) -> bool:
+        return self._listener is not None and self._listener.is_busy
 
     async def close(self) -> None:
         """End at once."""

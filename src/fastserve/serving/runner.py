@@ -7,6 +7,7 @@ health checks waiting. So the cost is measured first.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,26 +37,29 @@ class Cost:
         return self.single < _INLINE_SECONDS
 
 
-def measure(model: ServedModel, texts: Sequence[str], *, seconds: float = 0.3) -> Cost:
+def measure(model: ServedModel, texts: Sequence[str], *, seconds: float = 0.5) -> Cost:
     """Compute `texts` (at least one) in batches of several sizes for about `seconds`, and see which pays."""
-    costs: dict[int, float] = {}
     end = time.monotonic() + seconds
+    costs: dict[int, float] = {}
     for size in _TRIED_BATCHES:
-        batch = [texts[index % len(texts)] for index in range(size)]
-        model.scores(batch)  # the first call of a size may build something
-        best = float("inf")
-        for _ in range(5):
-            start = time.perf_counter()
-            model.scores(batch)
-            best = min(best, (time.perf_counter() - start) / size)
-            if time.monotonic() > end:
-                break
-        costs[size] = best
-        if time.monotonic() > end:
+        if costs and 2 * size * min(costs.values()) > end - time.monotonic():
             break
+        costs[size] = _cost(model, [texts[index % len(texts)] for index in range(size)], end)
     cheapest = min(costs.values())
     best_batch = next(size for size, cost in costs.items() if cost <= 1.05 * cheapest)
     return Cost(costs[1], best_batch, costs[best_batch])
+
+
+def _cost(model: ServedModel, batch: list[str], end: float) -> float:
+    """Seconds for each text of `batch`: the best of a few tries, the first of which may build something."""
+    best = math.inf
+    for _ in range(6):
+        start = time.perf_counter()
+        model.scores(batch)
+        best = min(best, (time.perf_counter() - start) / len(batch))
+        if time.monotonic() > end:
+            break
+    return best
 
 
 class Runner:

@@ -1,0 +1,50 @@
+"""The public door: `serve` checks the words, takes the port, and runs the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastserve import log
+from fastserve.errors import ConfigError, MissingExtraError
+from fastserve.serving.options import ServeOptions
+
+BUNDLES = "fastserve.serving.bundles:BundleSource"
+_LIBRARIES = ("httptools", "orjson", "uvloop")
+
+
+def serve(models: Sequence[str], options: ServeOptions, *, source: str = BUNDLES) -> int:
+    """Serve `models` until a signal ends it; the exit code.
+
+    models: `name`, `name@3`, `name@alias` or a folder, each served under the model's name, or `NAME=MODEL` to say
+    another. source: the ModelSource that finds and loads them, as module:Class. Raises a FastServeError where the
+    words are wrong, the port is taken, or a model cannot serve.
+    """
+    for library in _LIBRARIES:
+        if importlib.util.find_spec(library) is None:
+            raise MissingExtraError(f"serving (it needs {library})", "serve")
+    from fastserve.serving.keys import read_key_file
+    from fastserve.serving.listener import address, bind
+    from fastserve.serving.names import name_models
+    from fastserve.serving.supervisor import Supervisor
+
+    named = name_models(models)
+    keys = read_key_file(Path(options.api_key_file)) if options.api_key_file else []
+    check_exposure(options)
+    listening = bind(options.host, options.port)
+    try:
+        log.say(f"serving {', '.join(model.name for model in named)} at {address(listening)} (Ctrl+C ends it)")
+        return asyncio.run(Supervisor(named, options, source, listening, keys).run())
+    finally:
+        listening.close()
+
+
+def check_exposure(options: ServeOptions) -> None:
+    """Refuse to listen to other machines without keys, unless that is wanted."""
+    if not (options.is_loopback or options.insecure or options.api_key_file):
+        raise ConfigError(
+            f"host {options.host} can be reached from other machines, and there is no API key file: give "
+            "--api-key-file FILE (one key a line), or --insecure where anyone may use it, or --host 127.0.0.1"
+        )
