@@ -26,7 +26,7 @@ LIMIT_FILES = 10_000
 _ZSTANDARD_MAGIC = b"\x28\xb5\x2f\xfd"
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTANDARD_LEVEL = 6
-_GZIP_LEVEL = 1  # weights hardly shrink at any level, and higher ones take three times as long
+_GZIP_LEVEL = 1  # weights shrink as little at higher levels, which take longer
 _HEADER_BYTES = 1 << 20
 """More than any honest header takes; tarfile keeps a header in memory whole."""
 _COPY_BYTES = 1 << 20
