@@ -168,5 +168,20 @@ class Recipe:
     schedule: str = "linear"
     label_smoothing: float = 0.0
     gradient_clip: float = 1.0
+    bf16: bool = False
+    """Whether the network gains by computing in bfloat16 where the hardware is fast at it."""
     average: float = 0.0
     """Decay of the exponential moving average of the weights that is evaluated and saved; 0 keeps none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterGroup:
+    """Parameters of a network, by their names in `named_parameters()`, that are trained in a way of their own.
+
+    rate: factor of the run's learning rate. optimizer: "adamw", "adagrad" or "sgd" (without momentum).
+    """
+
+    parameters: tuple[str, ...]
+    rate: float = 1.0
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0

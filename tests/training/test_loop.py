@@ -103,7 +103,7 @@ def test_the_first_steps_equal_plain_pytorch(tmp_path: Path) -> None:
     reference = Averager(2)
     reference.load_state_dict(run.network.state_dict())
     reference.dropout.p = 0.0
-    optimizer = torch.optim.SGD(reference.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.05)
     data = rows()
     for chosen in Shuffled().epoch(0)[:5]:
         run.step(chosen)

@@ -63,11 +63,19 @@ class Classification:
         return targets
 
     def loss(self, network: nn.Module, inputs: Mapping[str, Any], targets: Tensor) -> Tensor:
-        """Cross-entropy, or binary cross-entropy a label. Logits are taken to float32 first."""
+        """The network's own loss where it has one, else cross-entropy (binary and a label at a time for several)."""
+        own = getattr(network, "loss", None)
+        if own is not None:
+            found: Tensor = own(inputs, targets, self)
+            return found
+        return self.entropy(network(inputs), targets)
+
+    def entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of logits (B, outputs), which are taken to float32 first."""
         import torch
         from torch.nn import functional
 
-        logits = network(inputs).float()
+        logits = logits.float()
         weight = None if self.class_weights is None else torch.tensor(self.class_weights, device=logits.device)
         if not self.multi_label:
             return functional.cross_entropy(logits, targets, weight=weight, label_smoothing=self.label_smoothing)

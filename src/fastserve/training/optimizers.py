@@ -2,49 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastserve.models.network import HasSparseGradients
-from fastserve.types import Recipe
+from fastserve.models.network import HasParameterGroups, HasSparseGradients
+from fastserve.types import ParameterGroup, Recipe
 
 Groups = list[dict[str, Any]]
+Maker = Callable[[Groups], torch.optim.Optimizer]
 
-
-def _adamw(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), eps=1e-8, fused=True)
-
-
-def _adagrad(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.Adagrad(groups, lr=recipe.learning_rate)
-
-
-def _sgd(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=0.9, nesterov=True)
-
-
-def _sparse_adam(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.SparseAdam(
-        [parameter for group in groups for parameter in group["params"]], lr=recipe.learning_rate
-    )
-
-
-def _sparse_sgd(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=recipe.learning_rate)
-
-
-_DENSE: Mapping[str, Callable[[Groups, Recipe], torch.optim.Optimizer]] = {
-    "adamw": _adamw,
-    "adagrad": _adagrad,
-    "sgd": _sgd,
+DENSE: Mapping[str, Maker] = {
+    "adamw": lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8, fused=True),
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
 }
-_SPARSE: Mapping[str, Callable[[Groups, Recipe], torch.optim.Optimizer]] = {
-    "adamw": _sparse_adam,
-    "adagrad": _adagrad,
-    "sgd": _sparse_sgd,
+SPARSE: Mapping[str, Maker] = {
+    "adamw": torch.optim.SparseAdam,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
 }
 
 
@@ -56,29 +35,36 @@ class Optimizers:
 
     def __init__(self, network: nn.Module, recipe: Recipe) -> None:
         self.recipe = recipe
-        trained = [p for p in network.parameters() if p.requires_grad]
-        sparse = {id(p) for p in sparse_parameters(network)}
-        self.dense = [p for p in trained if id(p) not in sparse]
+        sparse = use_sparse_gradients(network)
+        trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        self.dense = [p for name, p in trained.items() if name not in sparse]
         self.parts: list[torch.optim.Optimizer] = []
-        if self.dense:
-            self.parts.append(_DENSE[recipe.optimizer](self._groups(self.dense), recipe))
-        if sparse:
-            groups = [{"params": [p for p in trained if id(p) in sparse], "weight_decay": 0.0}]
-            self.parts.append(_SPARSE[recipe.optimizer](groups, recipe))
+        for group in groups_of(network, recipe, trained):
+            self._add(group, {name: trained[name] for name in group.parameters}, sparse)
 
-    def _groups(self, parameters: list[nn.Parameter]) -> Groups:
-        decayed = [p for p in parameters if p.dim() >= 2]
-        plain = [p for p in parameters if p.dim() < 2]
-        groups = [{"params": decayed, "weight_decay": self.recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        return [group for group in groups if group["params"]]
+    def _add(self, group: ParameterGroup, members: Mapping[str, nn.Parameter], sparse: set[str]) -> None:
+        """One torch optimizer for the dense members of a group and one for the others."""
+        rate = self.recipe.learning_rate * group.rate
+        matrices = [p for name, p in members.items() if name not in sparse and p.dim() >= 2]
+        vectors = [p for name, p in members.items() if name not in sparse and p.dim() < 2]
+        tables = [p for name, p in members.items() if name in sparse]
+        dense = [
+            {"params": matrices, "lr": rate, "full_rate": rate, "weight_decay": group.weight_decay},
+            {"params": vectors, "lr": rate, "full_rate": rate, "weight_decay": 0.0},
+        ]
+        dense = [part for part in dense if part["params"]]
+        if dense:
+            self.parts.append(DENSE[group.optimizer](dense))
+        if tables:
+            self.parts.append(SPARSE[group.optimizer]([{"params": tables, "lr": rate, "full_rate": rate}]))
 
     def step(self, rate: float) -> None:
-        """One update with `rate` times the recipe's learning rate, then empty gradients."""
+        """One update with `rate` times the full learning rates, then empty gradients."""
         if self.recipe.gradient_clip and self.dense:
             nn.utils.clip_grad_norm_(self.dense, self.recipe.gradient_clip, foreach=True)
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = self.recipe.learning_rate * rate
+                group["lr"] = group["full_rate"] * rate
             part.step()
             part.zero_grad(set_to_none=True)
 
@@ -90,10 +76,23 @@ class Optimizers:
             part.load_state_dict(state)
 
 
-def sparse_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The network's big tables, which from now on give row-sparse gradients."""
+def groups_of(network: nn.Module, recipe: Recipe, names: Iterable[str]) -> Iterator[ParameterGroup]:
+    """The groups that the network asks for, and the rest of its parameters as the recipe says."""
+    left = dict.fromkeys(names)
+    if isinstance(network, HasParameterGroups):
+        for group in network.parameter_groups():
+            kept = tuple(name for name in group.parameters if name in left)
+            for name in kept:
+                del left[name]
+            if kept:
+                yield replace(group, parameters=kept)
+    if left:
+        yield ParameterGroup(tuple(left), optimizer=recipe.optimizer, weight_decay=recipe.weight_decay)
+
+
+def use_sparse_gradients(network: nn.Module) -> set[str]:
+    """Names of the network's big tables, which from now on give row-sparse gradients."""
     if not isinstance(network, HasSparseGradients):
-        return []
+        return set()
     network.sparse_gradients = True
-    names = set(network.sparse_parameters())
-    return [parameter for name, parameter in network.named_parameters() if name in names]
+    return set(network.sparse_parameters())

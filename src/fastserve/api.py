@@ -1,0 +1,178 @@
+"""The verbs in Python: train, load, evaluate, serve, and the model that they give and take."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastserve.bundle.bundle import Bundle
+from fastserve.bundle.predictor import Predictor
+from fastserve.config import Columns, Config, DataConfig, TrainConfig, home, load_config
+from fastserve.errors import ConfigError, StorageError, choices
+from fastserve.registry import Registry, Version
+from fastserve.types import Prediction, Report
+
+if TYPE_CHECKING:
+    from fastserve.evaluation import Comparison
+
+
+class Model:
+    """A trained model: answers, is evaluated, saved and published.
+
+    version: where it stands in the registry, if it does.
+    """
+
+    def __init__(self, bundle: Bundle, *, version: Version | None = None, runtime: str = "auto") -> None:
+        self.bundle = bundle
+        self.version = version
+        self.runtime = runtime
+
+    def __repr__(self) -> str:
+        return f"Model({self.reference}, {self.bundle.manifest.network.name})"
+
+    @property
+    def reference(self) -> str:
+        """`name@3`, or the folder of a model that is not published."""
+        return self.version.reference if self.version else str(self.bundle.folder)
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.bundle.manifest.labels)
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        return Predictor(self.bundle, self.runtime)
+
+    def predict(self, texts: str | Sequence[str]) -> list[Prediction]:
+        """One answer for each text, in order."""
+        return self.predictor.predict([texts] if isinstance(texts, str) else list(texts))
+
+    def evaluate(self, data: str | Path, *, out: str | Path | None = None, **columns: Any) -> Report:
+        """Judge the model on a file of labelled texts. `out`: a folder for report.json and report.html."""
+        from fastserve.evaluation import model
+
+        return model.evaluate_file(self.predictor, str(data), DataConfig(**columns), out=_path(out)).report
+
+    def compare(self, other: Model, data: str | Path, *, out: str | Path | None = None, **columns: Any) -> Comparison:
+        """Which of two models is better on the same rows, and whether that could be chance."""
+        from fastserve.evaluation import model
+
+        names = (self.reference, other.reference)
+        pair = (self.predictor, other.predictor)
+        return model.compare_on_file(pair, names, str(data), DataConfig(**columns), out=_path(out))
+
+    def save(self, folder: str | Path) -> Path:
+        """Copy the model folder to a new place, whole or not at all."""
+        import shutil
+
+        from fastserve import files
+
+        target = Path(folder)
+        if target.exists():
+            raise StorageError(f"{target} exists already and is not replaced; remove it or choose another name")
+        with files.new_folder(target) as temporary:
+            shutil.copytree(self.bundle.folder, temporary, dirs_exist_ok=True)
+        return target
+
+    def publish(self, name: str) -> Version:
+        """Make the model the newest version of `name`."""
+        self.version = Registry(home()).publish(self.bundle.folder, name)
+        return self.version
+
+    def summary(self) -> dict[str, Any]:
+        """What a program wants to know about it."""
+        manifest = self.bundle.manifest
+        return {
+            "model": self.reference,
+            "folder": str(self.version.path if self.version else self.bundle.folder),
+            "task": manifest.task,
+            "network": manifest.network.name,
+            "labels": list(manifest.labels),
+            "metrics": dict(manifest.metrics),
+            "seconds": manifest.lineage.duration_seconds,
+        }
+
+    def describe(self) -> str:
+        """What a person wants to know about it."""
+        from fastserve.evaluation.text import report_text
+
+        report = self.bundle.report()
+        figures = report_text(report) if report else "(not evaluated)"
+        folder = self.version.path if self.version else self.bundle.folder
+        return f"{figures}\n\nmodel   {self.reference}\nfolder  {folder}\nreport  {folder / 'report.html'}"
+
+
+def train(config: Config | str | Path | None = None, **settings: Any) -> Model:
+    """Train a model from a configuration, a YAML file, or words alone.
+
+    train("sentiment.yaml", epochs=3); train(task="classification", data="reviews.tsv", network="textcnn").
+    Settings: `task`, `name`, `data` (a file or a section), `network`, a section (`text={"lowercase": False}`), or any
+    key of the train section. ConfigError names what is unknown.
+    """
+    from fastserve.training.train import train as run
+
+    if isinstance(config, Config):
+        if settings:
+            raise ConfigError("settings beside a Config object would be ambiguous; use Config.model_copy instead")
+        job = config
+    else:
+        job = load_config(config, (), _sections(settings))
+    model = Model(run(job))
+    if job.name is not None:
+        model.publish(job.name)
+    return model
+
+
+def load(reference: str | Path, *, runtime: str = "auto") -> Model:
+    """A model by `name`, `name@3`, `name@alias` or folder. A bare name: its production version, or else the newest."""
+    registry = Registry(home())
+    folder = registry.resolve(str(reference))
+    published = folder.parent.parent == registry.store.folder
+    version = Version(folder.parent.name, int(folder.name), folder) if published else None
+    return Model(Bundle.load(folder), version=version, runtime=runtime)
+
+
+def evaluate(reference: str | Path, data: str | Path, **options: Any) -> Report:
+    """`load(reference).evaluate(data)`."""
+    return load(reference).evaluate(data, **options)
+
+
+def serve(models: str | Sequence[str], **options: Any) -> int:
+    """Answer over HTTP until stopped; the exit code. Options are the fields of `ServeOptions`."""
+    from fastserve import serving
+    from fastserve.config import check
+
+    found = check(serving.ServeOptions, options, "serve")
+    return serving.serve([models] if isinstance(models, str) else list(models), found)
+
+
+def read_texts(address: str, column: str | None = None) -> Iterator[str]:
+    """The texts of a file in any format that training reads; labels are not needed."""
+    from fastserve.data.dataset import open_dataset
+
+    dataset = open_dataset(address, DataConfig(columns=Columns(text=column)), labelled=False)
+    return (text for block in dataset.blocks() for text in block.texts)
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def _sections(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `train` as the nested content of a configuration."""
+    content: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key == "data" and not isinstance(value, Mapping):
+            content.setdefault("data", {})["train"] = str(value)
+        elif key == "network":
+            content.setdefault("model", {})["network"] = value
+        elif key in Config.model_fields:
+            content[key] = {**content.get(key, {}), **value} if isinstance(value, Mapping) else value
+        elif key in TrainConfig.model_fields:
+            content.setdefault("train", {})[key] = value
+        else:
+            known = ["network", *Config.model_fields, *TrainConfig.model_fields]
+            raise ConfigError(f"train() has no setting '{key}': {choices(key, known)}")
+    return content

@@ -1,0 +1,41 @@
+"""Command-line options made from a configuration section, so that a field is described once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+from pydantic_core import PydanticUndefined
+
+from fastserve.config import Section
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def options_of(section: type[Section]) -> Callable[[Command], Command]:
+    """A decorator that adds an option for each field: `max_texts` becomes --max-texts; checks stay with the section."""
+
+    def decorate(command: Command) -> Command:
+        for name, field in reversed(section.model_fields.items()):
+            flag = f"--{name.replace('_', '-')}"
+            default = None if field.default is PydanticUndefined else field.default
+            if field.annotation is bool:
+                option = click.option(flag, name, is_flag=True, help=field.description)
+            else:
+                shown = "" if default is None else f"  [default: {default}]"
+                option = click.option(flag, name, default=None, help=f"{field.description or ''}{shown}")
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def given(section: type[Section], values: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, numbers and booleans read as such, for `config.check`."""
+    import yaml
+
+    found = {
+        name: value for name, value in values.items() if name in section.model_fields and value not in (None, False)
+    }
+    return {name: yaml.safe_load(value) if isinstance(value, str) else value for name, value in found.items()}

@@ -1,0 +1,106 @@
+"""After the last step: evaluate the kept weights and write the bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from importlib import metadata
+from platform import python_version
+from typing import Any
+
+import numpy as np
+
+from fastserve.bundle.bundle import Bundle, save_bundle
+from fastserve.bundle.format import DataSource, Lineage, NetworkSpec, ParityRow
+from fastserve.config import Config
+from fastserve.evaluation.classification import evaluate_classification
+from fastserve.evaluation.html import report_html
+from fastserve.evaluation.model import slice_columns
+from fastserve.models.network import HasFiles
+from fastserve.training.loop import TrainingRun
+from fastserve.training.prepare import HeldOut, Prepared
+from fastserve.training.runs import RunFolder
+from fastserve.training.setup import batches
+from fastserve.training.watchers import EVENTS, read_events
+from fastserve.types import FloatArray, Report
+
+PARITY_ROWS = 8
+PARITY_CHARACTERS = 2_000
+LIBRARIES = ("torch", "numpy", "tokenizers", "rjieba", "safetensors", "scikit-learn")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a model comes from. clock: `time.monotonic()` at the start of the command."""
+
+    config: Config
+    sources: Sequence[DataSource]
+    started: datetime
+    clock: float
+
+    def lineage(self) -> Lineage:
+        return Lineage(
+            data=tuple(self.sources),
+            config=self.config.to_json(),
+            versions={"python": python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
+            seed=self.config.train.seed,
+            started=self.started,
+            duration_seconds=round(time.monotonic() - self.clock, 2),
+        )
+
+
+def finish(prepared: Prepared, run: TrainingRun, folder: RunFolder, origin: Origin) -> Bundle:
+    """Judge the network on the test rows (or else the validation rows), and save it with its report."""
+    held_out = prepared.test or prepared.validation
+    logits, _ = run.logits(held_out.store, batches(held_out.store))
+    probabilities = run.task.probabilities(logits)
+    report = judge(prepared.labels, held_out, probabilities)
+    lineage = origin.lineage()
+    model = origin.config.model
+    return save_bundle(
+        folder.bundle,
+        task=origin.config.task,
+        labels=prepared.labels,
+        multi_label=prepared.multi_label,
+        network=NetworkSpec(name=model.network, options=model.options, shape=_shape(prepared)),
+        pipeline=prepared.pipeline,
+        weights=run.network.state_dict(),
+        report=report,
+        report_html=report_html(
+            report,
+            title=origin.config.name or origin.config.task.capitalize(),
+            history=read_events(folder.path / EVENTS),
+            faults=prepared.faults,
+            lineage=lineage.model_dump(mode="json"),
+        ),
+        parity=parity_rows(held_out, probabilities),
+        lineage=lineage,
+        extra_files=run.network.files() if isinstance(run.network, HasFiles) else None,
+    )
+
+
+def _shape(prepared: Prepared) -> dict[str, Any]:
+    shape = prepared.shape
+    return {"vocabulary": dict(shape.vocabulary), "outputs": shape.outputs}
+
+
+def judge(labels: Sequence[str], held_out: HeldOut, probabilities: FloatArray) -> Report:
+    """The report on the held-out rows."""
+    return evaluate_classification(
+        held_out.store.targets,
+        probabilities,
+        labels,
+        texts=held_out.texts,
+        rows=held_out.store.row_numbers,
+        slices=slice_columns(held_out.columns),
+    )
+
+
+def parity_rows(held_out: HeldOut, probabilities: FloatArray) -> list[ParityRow]:
+    """A few rows, spread over the held-out ones, that a server must answer alike before it takes traffic."""
+    short = [index for index, text in enumerate(held_out.texts) if len(text) <= PARITY_CHARACTERS]
+    spread = np.linspace(0, len(short) - 1, min(PARITY_ROWS, len(short))).astype(int)
+    chosen = [short[position] for position in spread]
+    return [ParityRow(text=held_out.texts[i], scores=tuple(map(float, probabilities[i]))) for i in chosen]

@@ -1,0 +1,128 @@
+"""From a configuration and prepared data to a run that can start: task, network, settings, batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fastserve import device, log
+from fastserve.config import Config
+from fastserve.data.batches import BatchPlan, evaluation_batches
+from fastserve.data.store import Store
+from fastserve.errors import ConfigError, choices
+from fastserve.models import NetworkKind, build
+from fastserve.models.network import HasStatistics
+from fastserve.tasks.classification import Classification, balanced_weights
+from fastserve.training.loop import TrainingRun
+from fastserve.training.prepare import Prepared
+from fastserve.training.settings import Settings, settle
+from fastserve.types import Encoded, LongArray
+
+EVALUATION_TOKENS = 16_384
+STATISTICS_ROWS = 8_192
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a run is made of."""
+
+    config: Config
+    kind: NetworkKind
+    prepared: Prepared
+
+    def run(self, checkpoints: Path) -> TrainingRun:
+        """The run before its first step (or before it takes up a checkpoint)."""
+        settings = self.settings()
+        place = device.pick_device(self.config.train.device)
+        torch.manual_seed(self.config.train.seed)
+        encoding = self.kind.encodings[0]
+        train, validation = self.prepared.train, self.prepared.validation.store
+        return TrainingRun(
+            self.network(),
+            self.task(settings.recipe.label_smoothing),
+            settings,
+            train=train,
+            plan=BatchPlan(train.lengths(encoding), settings.recipe.batch, self.config.train.seed),
+            validation=validation,
+            validation_batches=batches(validation),
+            device=place,
+            precision=self.precision(settings, place),
+            folder=checkpoints,
+        )
+
+    def settings(self) -> Settings:
+        rows = len(self.prepared.train)
+        recipe = self.kind.recipe(rows, len(self.prepared.labels))
+        return settle(self.config.train, recipe, self.task(), rows=rows)
+
+    def task(self, label_smoothing: float = 0.0) -> Classification:
+        return Classification(
+            self.prepared.labels,
+            multi_label=self.prepared.multi_label,
+            label_smoothing=label_smoothing,
+            class_weights=self.class_weights(),
+        )
+
+    def class_weights(self) -> list[float] | None:
+        """What the user said of the classes, in their order."""
+        wanted, labels = self.config.train.class_weights, self.prepared.labels
+        if wanted == "balanced":
+            return balanced_weights(class_counts(self.prepared.train, len(labels)))
+        if not isinstance(wanted, dict):
+            return None
+        for label in wanted.keys() - set(labels):
+            raise ConfigError(f"train.class_weights names '{label}', which is no label: {choices(label, labels)}")
+        return [wanted.get(label, 1.0) for label in labels]
+
+    def network(self) -> nn.Module:
+        """The network, with what it learns from counts and with the user's word vectors."""
+        model = self.config.model
+        network = build(model.network, model.options, self.prepared.shape)
+        if isinstance(network, HasStatistics):
+            network.fit_statistics(encoded_blocks(self.prepared.train))
+        if model.embeddings is not None:
+            log.say(self._load_embeddings(network, Path(model.embeddings)))
+        return network
+
+    def _load_embeddings(self, network: nn.Module, path: Path) -> str:
+        from fastserve.models.embeddings import load_embeddings
+
+        vocabulary = self.prepared.pipeline.vocabulary
+        if vocabulary is None:
+            raise ConfigError(
+                f"model.embeddings: network '{self.config.model.network}' reads no words; use mlp, textcnn or lstm"
+            )
+        return str(load_embeddings(network, path, vocabulary))
+
+    def precision(self, settings: Settings, place: torch.device) -> torch.dtype:
+        """bf16 where the user says so, or where the network gains by it and the hardware is fast at it."""
+        if self.config.train.precision == "auto" and not settings.recipe.bf16:
+            return torch.float32
+        return device.pick_precision(self.config.train.precision, place)
+
+
+def batches(store: Store) -> list[LongArray]:
+    """Every row once, for an evaluation."""
+    return list(evaluation_batches(store.lengths(store.encodings[0]), EVALUATION_TOKENS))
+
+
+def class_counts(store: Store, classes: int) -> LongArray:
+    """int64 (classes,): rows that have each label."""
+    targets = store.targets
+    if targets.ndim == 2:
+        return np.asarray(targets.sum(axis=0), np.int64)
+    return np.bincount(targets, minlength=classes)
+
+
+def encoded_blocks(store: Store) -> Iterator[tuple[Encoded, Any]]:
+    """The whole store in order, block by block."""
+    for rows in np.array_split(np.arange(len(store)), math.ceil(len(store) / STATISTICS_ROWS)):
+        batch = store.batch(rows)
+        yield batch.inputs, batch.targets
