@@ -28,6 +28,7 @@ _SCRIPTS = {  # first and last code point of the letters that tell the script
     "Thai": ((0xE00, 0xE7F),),
     "Devanagari": ((0x900, 0x97F),),
 }
+_HAN_WEIGHT = 4.0  # a Han character says about as much as four Latin letters: brand names do not make a text English
 _LANGUAGES = {"Han": "zh", "Latin": "en", "Kana": "ja", "Hangul": "ko"}
 
 
@@ -71,8 +72,9 @@ def _name(shares: dict[str, float]) -> str:
         return "unknown"
     if shares.get("Kana", 0.0) > 0.1:  # Japanese is written in both
         return "ja"
-    han, latin = shares.get("Han", 0.0), shares.get("Latin", 0.0)
-    if han > 0.1 and latin > 0.1 and han + latin > 0.8:
-        return "mixed" if han < 0.5 else "zh"  # brand names in Chinese are many letters, and few words
+    han, latin = _HAN_WEIGHT * shares.get("Han", 0.0), shares.get("Latin", 0.0)
+    if han and latin and (han + latin) > 0.8:
+        part = han / (han + latin)
+        return "zh" if part > 0.7 else "en" if part < 0.15 else "mixed"
     most = max(shares, key=lambda script: shares[script])
     return _LANGUAGES.get(most, most) if shares[most] > 0.6 else "mixed"

@@ -8,11 +8,12 @@ another, so a block of texts joined by NUL is cut by one call. A user's own segm
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
+
+import rjieba
 
 from fastserve.errors import ConfigError
 from fastserve.plugins import SEGMENTERS
@@ -29,21 +30,18 @@ class JiebaSegmenter:
     """jieba's dictionary and algorithm in Rust, words unknown to the dictionary found by its hidden Markov model."""
 
     walled: ClassVar[bool] = True
-    hmm: ClassVar[bool] = True
 
-    def __init__(self) -> None:
-        import rjieba
+    def __init__(self, *, hmm: bool = True) -> None:
+        self.hmm = hmm
 
-        self._cut = rjieba.cut
+    @property
+    def options(self) -> dict[str, Any]:
+        """Saved with the model: words depend on it."""
+        return {"hmm": self.hmm}
 
     def cut(self, text: str) -> list[str]:
-        pieces: list[str] = self._cut(text, self.hmm)
+        pieces: list[str] = rjieba.cut(text, self.hmm)
         return pieces
-
-    @staticmethod
-    def version() -> str:
-        """Results depend on it: the dictionary is part of the library."""
-        return importlib.metadata.version("rjieba")
 
 
 _HAN = (
@@ -129,10 +127,17 @@ def is_walled(segmenter: Segmenter) -> bool:
     return bool(getattr(segmenter, "walled", False))
 
 
-def make_segmenter(name: str, words: Mapping[str, int]) -> Segmenter:
-    """The segmenter of that name; `words` (with their frequencies) stay whole."""
-    segmenter: Segmenter = SEGMENTERS.load(name)()
+def make_segmenter(name: str, words: Mapping[str, int], options: Mapping[str, Any] | None = None) -> Segmenter:
+    """The segmenter of that name; `words` (with their frequencies) stay whole; `options` are the segmenter's own."""
+    segmenter: Segmenter = SEGMENTERS.load(name)(**(options or {}))
     return DictionarySegmenter(segmenter, words) if words else segmenter
+
+
+def options_of(segmenter: Segmenter) -> dict[str, Any]:
+    """What `make_segmenter` needs to make it again, beside its name and words."""
+    if isinstance(segmenter, DictionarySegmenter):
+        return options_of(segmenter.inner)
+    return dict(getattr(segmenter, "options", {}))
 
 
 def cut_all(segmenter: Segmenter, texts: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ from fastserve.text.clean import Cleaner
 from fastserve.text.encoder import TextEncoder
 from fastserve.text.language import Language
 from fastserve.text.ngrams import NgramOptions
-from fastserve.text.segment import JiebaSegmenter, make_segmenter, parse_dictionary
+from fastserve.text.segment import make_segmenter, options_of, parse_dictionary
 from fastserve.text.subword import SubwordTokenizer
 from fastserve.text.vocabulary import Vocabulary
 
@@ -47,8 +47,8 @@ def save(folder: Path, encoder: TextEncoder, decided: Decided) -> dict[str, Any]
         "lowercase": encoder.cleaner.lowercase,
         "encodings": list(encoder.encodings),
         "segment": decided.segment,
-        "words": decided.cutter,
-        "hmm": JiebaSegmenter.hmm if decided.cutter == "jieba" else None,
+        "segmenter": decided.cutter,
+        "segmenter_options": options_of(encoder.segmenter) if encoder.segmenter is not None else {},
         "user_dictionary": DICTIONARY if decided.words else None,
         "tokens": {Vocabulary: VOCABULARY, SubwordTokenizer: TOKENIZER}.get(type(encoder.tokens)),
         "max_length": encoder.max_length,
@@ -81,13 +81,13 @@ def load(folder: Path, state: Mapping[str, Any]) -> tuple[TextEncoder, Decided]:
 def _load(folder: Path, state: Mapping[str, Any]) -> tuple[TextEncoder, Decided]:
     words = _read_words(folder / state["user_dictionary"]) if state["user_dictionary"] else {}
     language = Language(state["language"]["name"], dict(state["language"]["shares"]))
-    decided = Decided(state["segment"], state["words"], words, language)
+    decided = Decided(state["segment"], state["segmenter"], words, language)
     for name, version in state["libraries"].items():
         _compare_version(folder, name, version)
     encoder = TextEncoder(
         Cleaner(state["clean"], lowercase=state["lowercase"]),
         tuple(state["encodings"]),
-        make_segmenter(decided.cutter, words) if decided.cutter is not None else None,
+        make_segmenter(decided.cutter, words, state["segmenter_options"]) if decided.cutter is not None else None,
         _load_tokens(folder, state),
         state["max_length"],
         NgramOptions.from_json(state["ngrams"]) if state["ngrams"] is not None else None,
