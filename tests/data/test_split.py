@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve.config import DataConfig
-from fastserve.data.keys import same_form, same_forms
+from fastserve.data.keys import first_of_each, is_among, same_form, same_forms
 from fastserve.data.split import Splits, load_splits, stratified
 from fastserve.errors import DataError
 
@@ -43,6 +43,13 @@ def test_the_form_of_every_character_beside_every_kind_of_neighbor() -> None:
     for before, after in (("", ""), ("a", "b"), ("e\u0301", "\u0302"), ("\u1100", "\u1161"), ("\uac00", "\u11a8")):
         texts = [f"{before}{character}{after}" for character in characters]
         assert same_forms(texts) == [same_form(text) for text in texts]
+
+
+@given(st.lists(st.integers(-3, 3)), st.lists(st.integers(-3, 3)))
+def test_keys_are_looked_up_as_numpy_does(keys: list[int], wanted: list[int]) -> None:
+    these, those = np.array(keys, np.int64), np.array(wanted, np.int64)
+    assert np.array_equal(is_among(these, those), np.isin(these, those))
+    assert np.flatnonzero(first_of_each(these)).tolist() == sorted(np.unique(these, return_index=True)[1].tolist())
 
 
 def test_same_form_ignores_width_case_and_space() -> None:

@@ -127,7 +127,7 @@ from pathlib import Path
 from fastserve.data.store import Store
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-store = replace(Store.open(Path(sys.argv[1])), resident_bytes=8 << 20)
+store = replace(Store.open(Path(sys.argv[1])), resident_bytes=30 << 20)
 before = most = resident()
 total = 0
 for rows in np.random.default_rng(0).permutation(len(store)).reshape(-1, 100):

@@ -15,6 +15,7 @@ _MARK = "\x00"
 _CODES = 0x20000  # the characters of all living scripts and the emoji; a text with others goes the plain way
 _DROP, _PLAIN = 0xFFFFFFFF, 0xFFFFFFFE
 _FEW = 50_000  # characters for which the table is not worth its making
+_AT_ONCE = 1 << 20
 _JAMO = range(0x1160, 0x1200)
 
 
@@ -79,3 +80,22 @@ def text_keys(forms: Sequence[str]) -> LongArray:
     Of ten million texts, two different ones get the same number with a chance of 1 in 370,000.
     """
     return np.fromiter(map(hash, forms), np.int64, len(forms))
+
+
+def first_of_each(keys: LongArray) -> npt.NDArray[np.bool_]:
+    """bool (N,): which rows are the first with their key."""
+    first = np.ones(len(keys), bool)
+    order = np.argsort(keys, kind="stable")
+    in_order = keys[order]
+    first[order[1:]] = in_order[1:] != in_order[:-1]
+    return first
+
+
+def is_among(keys: LongArray, wanted: LongArray) -> npt.NDArray[np.bool_]:
+    """bool (N,): which keys are also in `wanted`; `numpy.isin` takes several times the memory."""
+    known = np.unique(wanted)
+    found = np.zeros(len(keys), bool)
+    for start in range(0, len(keys) if len(known) else 0, _AT_ONCE):
+        some = keys[start : start + _AT_ONCE]
+        found[start : start + _AT_ONCE] = known[np.minimum(np.searchsorted(known, some), len(known) - 1)] == some
+    return found

@@ -14,7 +14,7 @@ from fastserve.data.blocks import Block, excerpt
 from fastserve.data.damage import find_damage
 from fastserve.data.dataset import Dataset
 from fastserve.data.index import sort_labels
-from fastserve.data.keys import same_forms, text_keys
+from fastserve.data.keys import is_among, same_forms, text_keys
 from fastserve.data.near import CUT, near_duplicates
 from fastserve.types import LongArray
 
@@ -221,7 +221,7 @@ def _leakage(survey: _Survey, beside: _Survey) -> Finding:
     """Rows whose text is also in the other data: pairs of (row here, first such row there)."""
     finding = Finding()
     keys, first = np.unique(beside.keys, return_index=True)
-    shared = np.flatnonzero(np.isin(survey.keys, keys))
+    shared = np.flatnonzero(is_among(survey.keys, keys))
     for at in shared[:EXAMPLES].tolist():
         there = first[np.searchsorted(keys, survey.keys[at])]
         finding.add([int(survey.rows[at]), int(beside.rows[there])])

@@ -14,6 +14,7 @@ from fastserve.config import DataConfig
 from fastserve.data.blocks import Block
 from fastserve.data.dataset import Dataset, open_dataset
 from fastserve.data.index import Index, check_labels, index_rows
+from fastserve.data.keys import first_of_each, is_among
 from fastserve.errors import DataError
 from fastserve.types import LongArray
 
@@ -110,7 +111,7 @@ def _without_leaks(index: Index, train: Dataset, held: list[LongArray], duplicat
     """Which training rows stay, and how many have a text that is held out."""
     if not held:
         return np.ones(len(index), bool), 0
-    leaks = np.isin(index.keys, np.concatenate(held))
+    leaks = is_among(index.keys, np.concatenate(held))
     count = int(leaks.sum())
     if not count:
         return ~leaks, 0
@@ -130,6 +131,8 @@ def _split_off(index: Index, chosen: BoolArray, validation: str | float, seed: i
     count = min(int(AUTO_SHARE * rows), AUTO_ROWS) if validation == "auto" else round(float(validation) * rows)
     taken = np.zeros(len(index), bool)
     if validation != 0:
+        if rows == len(index):
+            return stratified(index.keys, index.kinds, max(count, 1), seed)
         at = np.flatnonzero(chosen)
         taken[at] = stratified(index.keys[at], index.kinds[at], max(count, 1), seed)
     return taken
@@ -150,17 +153,16 @@ def stratified(keys: LongArray, kinds: npt.NDArray[np.integer[Any]], count: int,
     Every kind with two texts or more gets at least one row on each side, as far as `count` allows. The answer depends
     on the order of rows and on which keys are equal, not on the keys' values.
     """
-    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
-    order = np.argsort(first)  # groups by first appearance
-    kind = kinds[first[order]]
-    quota = _quotas(np.bincount(kind), count * len(first) / max(len(keys), 1))
-    shuffled = np.random.default_rng([seed, _SALT]).permutation(len(order))
+    first = np.flatnonzero(first_of_each(keys))
+    kind = kinds[first]
+    sizes = np.bincount(kind)
+    quota = _quotas(sizes, count * len(first) / max(len(keys), 1))
+    shuffled = np.random.default_rng([seed, _SALT]).permutation(len(first))
     by_kind = shuffled[np.argsort(kind[shuffled], kind="stable")]
-    sizes = np.bincount(kind, minlength=len(quota))
-    place = np.arange(len(by_kind)) - np.repeat(np.cumsum(sizes) - sizes, sizes)  # its place within its kind
-    taken = np.zeros(len(first), bool)
-    taken[order[by_kind[place < np.repeat(quota, sizes)]]] = True
-    return taken[group]
+    starts = np.cumsum(sizes) - sizes
+    chosen = [by_kind[:0]]
+    chosen += [by_kind[start : start + most] for start, most in zip(starts.tolist(), quota.tolist(), strict=True)]
+    return is_among(keys, keys[first[np.concatenate(chosen)]])
 
 
 def _quotas(sizes: LongArray, count: float) -> LongArray:

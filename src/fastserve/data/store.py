@@ -28,7 +28,7 @@ from fastserve.types import Batch, Encoded, LongArray, Ragged
 
 _MANIFEST = "store.json"
 _FORMAT = 1
-_RESIDENT = 512 << 20
+_RESIDENT = 768 << 20
 _FOLIO = 2 << 20  # the system may map so much around each page that is touched
 
 Array = npt.NDArray[Any]
@@ -139,7 +139,7 @@ class _Mapped:
 class Store:
     """Encoded rows, or a part of them (`subset`), read in any order.
 
-    resident_bytes: about how much of the files may count as this process's memory at a time.
+    resident_bytes: how much of mapped files may count as this process's memory before the store's are given back.
     """
 
     folder: Path
@@ -210,13 +210,14 @@ class Store:
         return sum(mapped.array.nbytes for mapped in self.arrays.values()) <= self.resident_bytes
 
     def _take_in_pieces(self, encoding: str, at: LongArray) -> Ragged:
-        """As `take`, but the pages of a piece are given back before the next: scattered rows touch the whole file."""
+        """As `take`, but pages are given back on the way: scattered rows soon touch the whole file."""
         step = max(self.resident_bytes // _FOLIO, 1)
         pieces = []
         for start in range(0, max(len(at), 1), step):
             pieces.append(self._ragged(encoding).take(at[start : start + step]))
-            for mapped in self.arrays.values():
-                mapped.release()
+            if _mapped_bytes() > self.resident_bytes:
+                for mapped in self.arrays.values():
+                    mapped.release()
         return Ragged.concatenate(pieces)
 
     def subset(self, rows: LongArray) -> Store:
@@ -238,6 +239,14 @@ class Store:
             self.arrays[f"{encoding}.offsets"].array,
             None if weights is None else weights.array,
         )
+
+
+def _mapped_bytes() -> float:
+    """Pages of files that count as this process's memory; where the system does not tell, as many as may be."""
+    try:
+        return int(Path("/proc/self/statm").read_bytes().split()[2]) * mmap.PAGESIZE
+    except OSError:
+        return float("inf")
 
 
 def _map(path: Path, entry: Mapping[str, Any]) -> _Mapped:
