@@ -66,6 +66,7 @@ NETWORKS = NameTable(
     "network",
     "models",
     {
+        "wide-deep": "fastserve.models.wide_deep:WideDeep",
         "bag": "fastserve.models.bag:Bag",
         "mlp": "fastserve.models.mlp:Mlp",
         "textcnn": "fastserve.models.textcnn:TextCnn",

@@ -16,6 +16,7 @@ from fastserve.types import Ragged
 NETWORKS: dict[str, dict[str, object]] = {
     "bag": {},
     "bag hidden": {"dim": 8, "dropout": 0.2},
+    "wide-deep": {"members": 2, "dim": 12, "filters": 6},
     "mlp": {"dim": 16, "hidden": [12, 10]},
     "textcnn": {"dim": 16, "filters": 8},
     "lstm": {"dim": 12, "hidden": 8},

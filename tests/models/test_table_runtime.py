@@ -22,6 +22,7 @@ from fastserve.types import Encoded, Ragged
 CASES: dict[str, dict[str, object]] = {
     "bag": {},
     "bag hidden": {"dim": 8},
+    "wide-deep": {"members": 2, "dim": 12, "filters": 6, "wide_share": 3.0},
     "mlp": {"dim": 16, "hidden": [12, 10]},
     "mlp linear": {"dim": 16, "hidden": []},
     "textcnn": {"dim": 16, "filters": 8},
@@ -34,11 +35,11 @@ def make(case: str) -> tuple[nn.Module, TableRuntime]:
     torch.manual_seed(0)
     name = case.split()[0]
     network = build(name, CASES[case], SHAPE)
+    if isinstance(network, HasStatistics):
+        network.fit_statistics([(random_texts(np.random.default_rng(9), [4, 9, 30]), np.array([0, 1, 2]))])
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.3)
-    if isinstance(network, HasStatistics):
-        network.fit_statistics([(random_texts(np.random.default_rng(9), [4, 9, 30]), np.array([0, 1, 2]))])
     weights = {key: value.numpy() for key, value in network.state_dict().items()}
     return network, TableRuntime(weights, name, CASES[case], OUTPUTS)
 
@@ -91,7 +92,7 @@ def test_weights_in_half_precision_are_taken() -> None:
 def test_what_it_cannot_run_is_refused() -> None:
     assert TableRuntime.supports("textcnn", {})
     assert not TableRuntime.supports("lstm", {})
-    with pytest.raises(BundleError, match="cannot run 'lstm': available: bag, mlp, textcnn"):
+    with pytest.raises(BundleError, match="cannot run 'lstm': available: bag, mlp, textcnn, wide-deep"):
         TableRuntime({}, "lstm", {}, 2)
     with pytest.raises(BundleError, match="lack 'embedding'"):
         TableRuntime({}, "mlp", {}, 2)

@@ -1,82 +1,93 @@
-"""Hashed n-grams to a linear layer: the fastText idea, and a TF-IDF linear model, as one network."""
+"""Hashed n-grams to a linear layer: a TF-IDF linear model, or with a hidden layer the fastText idea."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor, nn, tensor, zeros
 
 from fastserve.config import Fraction, Section
 from fastserve.models.network import NetworkShape
+from fastserve.models.ngram_table import NgramTable, squared_hinge
 from fastserve.models.ragged import RaggedTensor
-from fastserve.models.rows import weighted_sum
-from fastserve.types import Encoded, Recipe, TextPreferences
+from fastserve.types import Encoded, ParameterGroup, Recipe, TextPreferences
+
+RATE = 0.12
+"""Step for each row. A batch of 64 rows diverged at 0.3 a row on 100,000 reviews, and learned well from 0.1 to 0.15."""
+SHARPNESS = 2.0
+"""Scores reach 1 and -1 where a text is far from doubt; as logits they are this many times larger."""
 
 
 class BagOptions(Section):
     """`fastserve schema --network bag`"""
 
     dim: Annotated[int, Field(ge=0)] = Field(0, description="0: n-grams to labels directly; else a hidden layer")
-    dropout: Fraction = Field(0.0, description="share of a text's n-grams left out in training")
-    idf: bool = Field(True, description="rare n-grams count more, by log((1 + texts) / (1 + texts that have it)) + 1")
+    dropout: Fraction = Field(0.3, description="on the hidden layer, where there is one")
 
 
 class Bag(nn.Module):
-    """logits = output(sum of value * weight[id]), where a text's values have length 1.
-
-    value = (1 + log(count)) * idf. With dim 0 there is no output layer: the table's rows are the labels' weights.
-    """
+    """With dim 0 the table's rows are the labels' weights, trained by a squared hinge; else ReLU and entropy."""
 
     encodings: ClassVar[tuple[str, ...]] = ("ngrams",)
     preferences: ClassVar[TextPreferences] = TextPreferences()
     Options: ClassVar[type[Section]] = BagOptions
-    idf: Tensor
+    scale: Tensor
 
     def __init__(self, options: BagOptions, shape: NetworkShape) -> None:
         super().__init__()
         self.options = options
-        self.sparse_gradients = False
         width = options.dim or shape.outputs
-        size = shape.vocabulary["ngrams"]
-        self.weight = nn.Parameter(torch.zeros(size, width))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.table = NgramTable(shape.vocabulary["ngrams"], width, std=0.1 if options.dim else 0.0)
+        self.bias = nn.Parameter(zeros(width))
+        self.register_buffer("scale", tensor(1.0 if options.dim else SHARPNESS))
         self.output = nn.Linear(options.dim, shape.outputs) if options.dim else None
-        if options.dim:
-            nn.init.normal_(self.weight, std=1 / math.sqrt(options.dim))
-        self.register_buffer("idf", torch.ones(size))
 
     @classmethod
     def recipe(cls, rows: int, outputs: int) -> Recipe:
-        return Recipe(epochs=3, batch=256, learning_rate=0.02, weight_decay=0.0, warmup=0.0)
+        big = rows >= 20_000
+        return Recipe(
+            epochs=2 if big else 5,
+            batch=64 if big else 32,
+            learning_rate=RATE,
+            optimizer="sgd",
+            weight_decay=0.0,
+            warmup=0.0,
+            gradient_clip=0.0,
+        )
+
+    @property
+    def sparse_gradients(self) -> bool:
+        return self.table.sparse_gradients
+
+    @sparse_gradients.setter
+    def sparse_gradients(self, wanted: bool) -> None:
+        self.table.sparse_gradients = wanted
 
     def sparse_parameters(self) -> list[str]:
-        return ["weight"]
+        return ["table.weight"]
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        if self.output is None:
+            return [ParameterGroup(("table.weight",), optimizer="sgd"), ParameterGroup(("bias",), 0.1, "sgd")]
+        return [ParameterGroup(tuple(name for name, _ in self.named_parameters()), 3e-3 / RATE)]
 
     def fit_statistics(self, encoded: Iterable[tuple[Encoded, Any]]) -> None:
-        """Count in how many texts each n-gram is."""
-        if not self.options.idf:
-            return
-        texts, counts = 0, torch.zeros(self.idf.shape[0], dtype=torch.int64)
-        for inputs, _ in encoded:
-            ngrams = inputs["ngrams"]
-            texts += len(ngrams)
-            counts += torch.bincount(torch.from_numpy(ngrams.values), minlength=len(counts))
-        self.idf.copy_(torch.log((1 + texts) / (1 + counts)) + 1)
+        """Weigh n-grams by how rare they are, and forget those of a single text."""
+        self.table.fit_statistics(encoded)
 
     def forward(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
-        ngrams = inputs["ngrams"]
-        summed = weighted_sum(self.weight, self._valued(ngrams), sparse=self.sparse_gradients) + self.bias
-        return summed if self.output is None else self.output(summed)
+        summed = self.table(inputs["ngrams"]) + self.bias
+        if self.output is None:
+            scores: Tensor = self.scale * summed
+            return scores
+        logits: Tensor = self.output(nn.functional.dropout(summed.relu(), self.options.dropout, self.training))
+        return logits
 
-    def _valued(self, ngrams: RaggedTensor) -> RaggedTensor:
-        """The n-grams with their values instead of their counts."""
-        values = self.idf[ngrams.values.long()]
-        if ngrams.weights is not None:
-            values = values * (1 + torch.log(ngrams.weights))
-        squares = torch.segment_reduce(values.square(), "sum", offsets=ngrams.offsets, initial=0)
-        values = values * squares.clamp_min(1e-12).rsqrt()[ngrams.rows]
-        return ngrams.with_values(ngrams.values, nn.functional.dropout(values, self.options.dropout, self.training))
+    def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any) -> Tensor:
+        logits = self(inputs)
+        if self.output is not None:
+            entropy: Tensor = task.entropy(logits, targets)
+            return entropy
+        return squared_hinge(logits / self.scale, targets, task)

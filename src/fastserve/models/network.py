@@ -119,13 +119,22 @@ class HasWordEmbeddings(Protocol):
         ...
 
 
+DEFAULT = "wide-deep"
+
+
+def resolve(name: str) -> str:
+    """The network behind `auto`, which is what a manifest should name; any other name is itself."""
+    return DEFAULT if name == "auto" else name
+
+
 def find(name: str, *, saved_in: Path | None = None) -> NetworkKind:
     """The network that a user named, before it is built.
 
-    name: one of `plugins.NETWORKS`, a local Hugging Face folder, or `module:Class`.
+    name: auto, one of `plugins.NETWORKS`, a local Hugging Face folder, or `module:Class`.
     saved_in: a folder that holds the network's own files (`HasFiles`); then the folder that `name` says is not needed.
     NotFoundError where there is no such network.
     """
+    name = resolve(name)
     if saved_in is not None and (saved_in / "config.json").is_file() and name not in plugins.NETWORKS.names():
         return _saved(name, saved_in)
     if (Path(name) / "config.json").is_file():

@@ -59,7 +59,7 @@ class PretrainedFolder:
         return longest_text(content)
 
     def recipe(self, rows: int, outputs: int) -> Recipe:
-        return Recipe(epochs=3, batch=32, learning_rate=1e-4, warmup=0.1)
+        return Recipe(epochs=3, batch=32, learning_rate=1e-4, warmup=0.1, bf16=True)
 
     def __call__(self, options: PretrainedOptions, shape: NetworkShape) -> nn.Module:
         return PretrainedEncoder(options, shape, self._encoder())

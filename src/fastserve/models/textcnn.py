@@ -17,6 +17,9 @@ from fastserve.models.rows import group, lookup
 from fastserve.models.strongest import strongest_sums
 from fastserve.types import Recipe, TextPreferences
 
+UNKNOWN = 1
+"""The id, in the encoding "tokens", of a word that the vocabulary lacks."""
+
 
 class TextCnnOptions(Section):
     """`fastserve schema --network textcnn`"""
@@ -24,7 +27,9 @@ class TextCnnOptions(Section):
     dim: Positive = Field(128, description="size of a word's embedding")
     filters: Positive = Field(100, description="filters of each width")
     widths: tuple[Positive, ...] = Field((2, 3, 4), description="how many words a filter sees", min_length=1)
-    dropout: Fraction = 0.5
+    dropout: Fraction = Field(0.5, description="before the last layer")
+    embedding_dropout: Fraction = Field(0.0, description="on the embeddings of a batch's distinct words")
+    word_dropout: Fraction = Field(0.0, description="share of words that are taken for unknown ones in training")
 
 
 class TextCnn(nn.Module):
@@ -40,11 +45,13 @@ class TextCnn(nn.Module):
         self.sparse_gradients = False
         self.embedding = nn.Parameter(torch.randn(shape.vocabulary["tokens"], options.dim) * 0.1)
         self.convolutions = nn.ModuleList(nn.Conv1d(options.dim, options.filters, width) for width in options.widths)
+        for i in range(len(options.widths)):
+            nn.init.normal_(self.get_parameter(f"convolutions.{i}.weight"), std=options.dim**-0.5)
         self.output = nn.Linear(options.filters * len(options.widths), shape.outputs)
 
     @classmethod
     def recipe(cls, rows: int, outputs: int) -> Recipe:
-        return Recipe(epochs=3, batch=128, learning_rate=1e-3)
+        return Recipe(epochs=3, batch=128, learning_rate=1e-3, bf16=True)
 
     def sparse_parameters(self) -> list[str]:
         return ["embedding"]
@@ -63,8 +70,9 @@ class TextCnn(nn.Module):
         A convolution over an embedding is linear, so the product of each filter offset with each distinct word is
         computed once, and a filter's answer is the sum of its offsets' products at neighbouring words.
         """
-        groups = group(tokens.values)
+        groups = group(self._without_some(tokens.values))
         words = lookup(self.embedding, groups.unique, sparse=self.sparse_gradients)  # (U, D)
+        words = functional.dropout(words, self.options.embedding_dropout, self.training)
         products = (
             functional.pad(words, (0, 0, 0, 1)) @ self._filters()
         )  # the last word is the zero behind a text's end
@@ -73,6 +81,12 @@ class TextCnn(nn.Module):
         places[mask] = groups.places
         strongest = strongest_sums(products, places, mask, self.options.widths)
         return (strongest + self._filter_biases()).relu()
+
+    def _without_some(self, ids: Tensor) -> Tensor:
+        """In training some words, at random, become the unknown word, so that no text hangs on one alone."""
+        if not self.training or not self.options.word_dropout:
+            return ids
+        return ids.masked_fill(torch.rand(ids.shape, device=ids.device) < self.options.word_dropout, UNKNOWN)
 
     def _filters(self) -> Tensor:
         """All convolutions as one matrix: (D, offsets * filters), by width, then offset, then filter."""

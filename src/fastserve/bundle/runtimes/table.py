@@ -6,7 +6,7 @@ products are looked up, not computed: a text costs a gather, a few additions and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
@@ -31,21 +31,58 @@ class TableNetwork(Protocol):
         ...
 
 
-class BagTable:
-    """`models.bag.Bag`: values of length 1 times the table's rows, summed."""
+class NgramRows:
+    """`models.ngram_table.NgramTable`: values of a text's kept n-grams times their rows, summed."""
 
     def __init__(self, weights: Weights) -> None:
-        self.weight, self.bias, self.idf = _floats(weights, "weight", "bias", "idf")
+        self.weight, self.idf = _floats(weights, "weight", "idf")
+        kept = weights["kept"]
+        self.beyond = int(kept[-1]) + 1 if len(kept) else 0  # no id from here on is kept
+        self.row_of = np.full(self.beyond + 1, -1, np.int32)
+        self.row_of[kept] = np.arange(len(kept), dtype=np.int32)
+
+    def sums(self, ngrams: Ragged) -> FloatArray:
+        """(B, width)"""
+        rows = self.row_of[np.minimum(ngrams.values, self.beyond)]
+        is_kept = rows >= 0
+        ends = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(is_kept, out=ends[1:])
+        chosen = Ragged(rows[is_kept], ends[ngrams.offsets])
+        values = self.idf[chosen.values]
+        if ngrams.weights is not None:
+            values = values * (1 + np.log(ngrams.weights[is_kept]))
+        kind = 2 * np.repeat(np.arange(len(ngrams)), chosen.lengths) + (ngrams.values[is_kept] & 1)
+        squares = np.bincount(kind, values * values, 2 * len(ngrams)).astype(np.float32)
+        scale: FloatArray = 1 / np.sqrt(2 * np.maximum(squares, 1e-12))
+        return weighted_sum(self.weight, chosen, values * scale[kind])
+
+
+class BagTable:
+    """`models.bag.Bag`: n-gram rows to labels, or through a hidden layer."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.ngrams = NgramRows(_part(weights, "table"))
+        self.bias, self.scale = _floats(weights, "bias", "scale")
         self.output = _layers(weights, ["output"]) if "output.weight" in weights else []
 
     def logits(self, encoded: Encoded) -> FloatArray:
-        ngrams = encoded["ngrams"]
-        values = self.idf[ngrams.values]
-        if ngrams.weights is not None:
-            values = values * (1 + np.log(ngrams.weights))
-        squares = segment_sum((values * values)[:, None], ngrams.offsets)[:, 0]
-        values = values / np.repeat(np.sqrt(np.maximum(squares, 1e-12)), ngrams.lengths)
-        return _through(self.output, weighted_sum(self.weight, ngrams, values) + self.bias)
+        summed = self.ngrams.sums(encoded["ngrams"]) + self.bias
+        return _through(self.output, np.maximum(summed, 0)) if self.output else summed * self.scale
+
+
+class WideDeepTable:
+    """`models.wide_deep.WideDeep`: n-gram rows beside convolutions."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.ngrams = NgramRows(_part(weights, "table"))
+        self.bias, self.wide_share = _floats(weights, "bias", "wide_share")
+        self.members = [TextCnnTable(_part(weights, name)) for name in _numbered(weights, "members", "embedding")]
+
+    def logits(self, encoded: Encoded) -> FloatArray:
+        wide = (self.ngrams.sums(encoded["ngrams"]) + self.bias) * self.wide_share
+        deep = [member.logits(encoded) for member in self.members]
+        mixed: FloatArray = wide + sum(deep) / np.float32(len(deep))
+        return mixed
 
 
 class MlpTable:
@@ -140,7 +177,8 @@ class TextCnnTable:
         return answers
 
 
-NETWORKS: Mapping[str, type[BagTable] | type[MlpTable] | type[TextCnnTable]] = {
+NETWORKS: Mapping[str, Callable[[Weights], TableNetwork]] = {
+    "wide-deep": WideDeepTable,
     "bag": BagTable,
     "mlp": MlpTable,
     "textcnn": TextCnnTable,
@@ -156,7 +194,7 @@ class TableRuntime:
         if not self.supports(network_name, options):
             raise BundleError(f"runtime 'table' cannot run '{network_name}': {choices(network_name, NETWORKS)}")
         try:
-            self.network: TableNetwork = NETWORKS[network_name](weights)
+            self.network = NETWORKS[network_name](weights)
         except KeyError as error:
             raise BundleError(f"the weights of network '{network_name}' lack {error}") from None
         self.outputs = outputs
@@ -224,12 +262,17 @@ def _through(layers: list[Layer], hidden: FloatArray) -> FloatArray:
     return hidden
 
 
-def _numbered(weights: Weights, part: str) -> Iterator[str]:
+def _numbered(weights: Weights, part: str, member: str = "weight") -> Iterator[str]:
     """`part.0`, `part.1`, ... as far as there are weights."""
     number = 0
-    while f"{part}.{number}.weight" in weights:
+    while f"{part}.{number}.{member}" in weights:
         yield f"{part}.{number}"
         number += 1
+
+
+def _part(weights: Weights, name: str) -> dict[str, Array]:
+    """The weights below `name`, without it."""
+    return {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
 
 
 def _sizes(shapes: list[tuple[int, ...]]) -> list[int]:

@@ -1,0 +1,109 @@
+"""A table over hashed n-grams: the values that stand for a text, and which rows are kept.
+
+The hash has far more rows than a data set has n-grams that help, so only rows that two training texts share are kept;
+a text's other n-grams count for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastserve.models.ragged import RaggedTensor
+from fastserve.models.rows import weighted_sum
+from fastserve.types import Encoded
+
+MIN_TEXTS = 2
+"""An n-gram seen in fewer training texts is left out."""
+
+
+class NgramTable(nn.Module):
+    """Sum of value * weight[row] over a text's n-grams.
+
+    value = (1 + log(count)) * idf, then characters (even ids) and words (odd ids) are each scaled to length sqrt(1/2).
+    kept: int32 (M,), the ids that have a row, ascending; idf: float32 (M,); weight: float32 (M, width). Before
+    `fit_statistics` every id has a row and idf is 1.
+    """
+
+    kept: Tensor
+    idf: Tensor
+    row_of: Tensor
+
+    def __init__(self, size: int, width: int, *, std: float = 0.0) -> None:
+        super().__init__()
+        self.size, self.width, self.std = size, width, std
+        self.sparse_gradients = False
+        self.register_buffer("kept", torch.arange(size, dtype=torch.int32))
+        self.register_buffer("idf", torch.ones(size))
+        self.register_buffer("row_of", torch.arange(size, dtype=torch.int32), persistent=False)
+        self.weight = nn.Parameter(self._fresh(size))
+
+    def _fresh(self, rows: int) -> Tensor:
+        weight = torch.zeros(rows, self.width)
+        return weight.normal_(std=self.std) if self.std else weight
+
+    def fit_statistics(self, blocks: Iterable[tuple[Encoded, Any]]) -> None:
+        """Count in how many texts each n-gram is; keep those of at least two, and weigh rare ones more."""
+        texts, counts = 0, np.zeros(self.size, np.int32)
+        for inputs, _ in blocks:
+            texts += len(inputs["ngrams"])
+            np.add.at(counts, inputs["ngrams"].values, 1)  # an n-gram is listed once in a text
+        kept = np.flatnonzero(counts >= min(MIN_TEXTS, texts))
+        idf = np.log((1 + texts) / (1 + counts[kept])) + 1
+        self._keep(torch.from_numpy(kept.astype(np.int32)), self._fresh(len(kept)))
+        self.idf = torch.from_numpy(idf.astype(np.float32)).to(self.idf.device)
+
+    def _keep(self, kept: Tensor, weight: Tensor) -> None:
+        """Change which ids have a row. The parameter stays the same object, for an optimizer that holds it."""
+        device = self.weight.device
+        self.kept = kept.to(device)
+        self.row_of = torch.full((self.size,), -1, dtype=torch.int32, device=device)
+        self.row_of[self.kept.long()] = torch.arange(len(kept), dtype=torch.int32, device=device)
+        self.weight.data = weight.to(device)
+        self.weight.grad = None
+
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        kept = state.get(f"{prefix}kept")
+        if kept is not None and not (len(kept) == len(self.kept) and torch.equal(kept.to(self.kept), self.kept)):
+            self._keep(kept, torch.zeros(len(kept), self.width))
+            self.idf = torch.ones(len(kept), device=self.weight.device)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+    def forward(self, ngrams: RaggedTensor) -> Tensor:
+        """(B, width)"""
+        return weighted_sum(self.weight, self.valued(ngrams), sparse=self.sparse_gradients)
+
+    def valued(self, ngrams: RaggedTensor) -> RaggedTensor:
+        """Rows of the table instead of ids, values instead of counts."""
+        ids = ngrams.values.long()
+        places = self.row_of[ids]
+        is_kept = places >= 0
+        places, rows, ids = places[is_kept].long(), ngrams.rows[is_kept], ids[is_kept]
+        values = self.idf[places]
+        if ngrams.weights is not None:
+            values = values * (1 + torch.log(ngrams.weights[is_kept]))
+        kind = rows * 2 + (ids & 1)
+        squares = torch.zeros(2 * len(ngrams), device=values.device).index_add_(0, kind, values.square())
+        values = values * (2 * squares.clamp_min(1e-12)).rsqrt()[kind]
+        offsets = nn.functional.pad(torch.bincount(rows, minlength=len(ngrams)).cumsum(0), (1, 0))
+        return RaggedTensor(places, offsets, values)
+
+
+def squared_hinge(scores: Tensor, targets: Tensor, task: Any) -> Tensor:
+    """Mean over rows of the sum over labels of max(0, margin - y * score) squared, y = 1 for a row's labels, else -1.
+
+    Its gradient is that of the sum over rows, so that the learning rate is a step for each row, whatever the batch.
+    The margin is 1 less `task.label_smoothing`; `task.class_weights` weigh rows (with several labels a row, labels).
+    """
+    one_hot = targets.float() if task.multi_label else nn.functional.one_hot(targets, scores.shape[1]).float()
+    losses = (1 - task.label_smoothing - (2 * one_hot - 1) * scores).relu().square()
+    if task.class_weights is not None:
+        weight = one_hot * losses.new_tensor(task.class_weights)
+        losses = losses * (weight + 1 - one_hot if task.multi_label else weight.sum(1, keepdim=True))
+    mean = losses.sum(1).mean()
+    summed: Tensor = mean.detach() + (mean - mean.detach()) * len(scores)
+    return summed

@@ -1,0 +1,117 @@
+"""The default: a linear model of n-grams beside convolutions over words, each trained by its own loss, scores added.
+
+The linear part knows spellings and phrases from the first epoch; the convolutions add what words have in common. They
+are mixed, not trained as one: a joint loss lets the linear part explain everything and the rest learns nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, cast
+
+from pydantic import Field
+from torch import Tensor, nn, stack, tensor, zeros
+
+from fastserve.config import Auto, Fraction, Positive, Section
+from fastserve.models.bag import RATE
+from fastserve.models.network import NetworkShape
+from fastserve.models.ngram_table import NgramTable, squared_hinge
+from fastserve.models.ragged import RaggedTensor
+from fastserve.models.textcnn import TextCnn, TextCnnOptions
+from fastserve.types import Encoded, ParameterGroup, Recipe, TextPreferences
+
+LEARNING_RATE = 2e-3
+SMALL_VOCABULARY = 20_000
+
+
+class WideDeepOptions(Section):
+    """`fastserve schema --network wide-deep`"""
+
+    members: Positive | Auto = Field(
+        "auto", description="convolutional networks beside the linear part; auto: 3 for a small vocabulary, else 1"
+    )
+    dim: Positive | Auto = Field("auto", description="size of a word's embedding; auto: 128 for a small one, else 64")
+    filters: Positive | Auto = Field("auto", description="filters of each width; auto: as dim")
+    widths: tuple[Positive, ...] = Field((1, 2, 3), description="how many words a filter sees", min_length=1)
+    dropout: Fraction = 0.5
+    embedding_dropout: Fraction = 0.2
+    word_dropout: Fraction = Field(0.2, description="share of words that are taken for unknown ones in training")
+    wide_share: float = Field(
+        4.0, gt=0, description="how much the linear part's scores count beside the others' logits"
+    )
+
+
+class WideDeep(nn.Module):
+    """logits = wide_share * linear scores + mean of the members' logits."""
+
+    encodings: ClassVar[tuple[str, ...]] = ("ngrams", "tokens")
+    preferences: ClassVar[TextPreferences] = TextPreferences(max_length=200)
+    Options: ClassVar[type[Section]] = WideDeepOptions
+    wide_share: Tensor
+
+    def __init__(self, options: WideDeepOptions, shape: NetworkShape) -> None:
+        super().__init__()
+        self.options = options
+        small = shape.vocabulary["tokens"] < SMALL_VOCABULARY
+        dim = (128 if small else 64) if options.dim == "auto" else options.dim
+        inner = TextCnnOptions(
+            dim=dim,
+            filters=dim if options.filters == "auto" else options.filters,
+            widths=options.widths,
+            dropout=options.dropout,
+            embedding_dropout=options.embedding_dropout,
+            word_dropout=options.word_dropout,
+        )
+        members = (3 if small else 1) if options.members == "auto" else options.members
+        self.table = NgramTable(shape.vocabulary["ngrams"], shape.outputs)
+        self.bias = nn.Parameter(zeros(shape.outputs))
+        self.register_buffer("wide_share", tensor(options.wide_share))
+        self.members = nn.ModuleList(TextCnn(inner, shape) for _ in range(members))
+
+    @classmethod
+    def recipe(cls, rows: int, outputs: int) -> Recipe:
+        return Recipe(
+            epochs=min(12, max(2, round(200_000 / max(rows, 1)))),
+            batch=64 if rows >= 20_000 else 32,
+            learning_rate=LEARNING_RATE,
+            weight_decay=0.0,
+            warmup=0.0,
+            gradient_clip=0.0,
+        )
+
+    @property
+    def sparse_gradients(self) -> bool:
+        return self.table.sparse_gradients
+
+    @sparse_gradients.setter
+    def sparse_gradients(self, wanted: bool) -> None:
+        self.table.sparse_gradients = wanted
+        for member in self._members():
+            member.sparse_gradients = wanted
+
+    def sparse_parameters(self) -> list[str]:
+        return ["table.weight", *(f"members.{i}.embedding" for i in range(len(self.members)))]
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        rate = RATE / LEARNING_RATE
+        return [ParameterGroup(("table.weight",), rate, "sgd"), ParameterGroup(("bias",), 0.1 * rate, "sgd")]
+
+    def fit_statistics(self, encoded: Iterable[tuple[Encoded, Any]]) -> None:
+        """Weigh n-grams by how rare they are, and forget those of a single text."""
+        self.table.fit_statistics(encoded)
+
+    def forward(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
+        deep = stack([member(inputs) for member in self._members()]).mean(0)
+        return self.wide_share * self._scores(inputs) + deep
+
+    def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any) -> Tensor:
+        """The parts' losses added: they share no parameter, so neither sees the other's."""
+        losses = [task.entropy(member(inputs), targets) for member in self._members()]
+        return squared_hinge(self._scores(inputs), targets, task) + cast(Tensor, sum(losses))
+
+    def _scores(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
+        scores: Tensor = self.table(inputs["ngrams"]) + self.bias
+        return scores
+
+    def _members(self) -> list[TextCnn]:
+        return [cast(TextCnn, member) for member in self.members]
