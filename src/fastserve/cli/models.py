@@ -79,12 +79,12 @@ def verify(reference: str | None, as_json: bool) -> None:
     """Compare every file with its checksum: of one version, one model, or all."""
     found = Registry(home()).verify(reference)
     lines = [f"{version}: {'; '.join(faults) or 'whole'}" for version, faults in found.items()]
-    damaged = [version for version, faults in found.items() if faults]
+    damaged = [line for line, faults in zip(lines, found.values(), strict=True) if faults]
     show(
         {version: list(faults) for version, faults in found.items()}, "\n".join(lines or ["no models"]), as_json=as_json
     )
     if damaged:
-        raise BundleError(f"damaged: {', '.join(damaged)}; import or publish them again")
+        raise BundleError("\n".join([*damaged, "import or publish them again"]))
 
 
 @models.command()

@@ -11,6 +11,7 @@ from fastserve import device, log
 from fastserve.bundle.bundle import Bundle
 from fastserve.config import Config
 from fastserve.models import find
+from fastserve.plugins import TASKS
 from fastserve.training.finish import Origin, finish
 from fastserve.training.loop import TrainingRun
 from fastserve.training.prepare import describe_sources, prepare
@@ -26,6 +27,7 @@ def train(config: Config) -> Bundle:
     """
     clock, started = time.monotonic(), datetime.now(UTC).replace(microsecond=0)
     torch.set_num_threads(device.cores() if config.train.threads == "auto" else config.train.threads)
+    TASKS.load(config.task)
     kind = find(config.model.network)
     sources = describe_sources(config.data)
     with open_run(config, sources) as folder:
