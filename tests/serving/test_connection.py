@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -147,9 +148,10 @@ def test_thousands_of_pipelined_requests_do_not_nest(serve: Serve) -> None:
 def test_rubbish_behind_a_good_request_does_not_take_its_answer(serve: Serve) -> None:
     with connect(serve(settings={"seconds": 0.05}).port) as connection:
         connection.sendall(request("slow") + b"rubbish\r\n\r\n")
-        assert read_reply(connection)[0] == 200
-        assert read_reply(connection)[0] == 400
-        assert is_closed(connection)
+        data = b""
+        while more := connection.recv(65536):
+            data += more
+    assert re.findall(rb"HTTP/1\.1 (\d+) ", data) == [b"200", b"400"]
 
 
 def test_keep_alive_and_its_end(serve: Serve) -> None:

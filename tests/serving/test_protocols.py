@@ -139,6 +139,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(parameters={"x": 1}), "the field 'x'"),
         (changed(parameters=1), "must be an object"),
         ({"inputs": [TENSOR], "id": 5}, "'id' must be a string"),
+        ({"inputs": [TENSOR], "model_name": "other"}, "the path names 'sentiment'"),
         ({"inputs": [TENSOR], "parameters": {"sequence_id": 1}}, "the field 'sequence_id'"),
         ({"inputs": [TENSOR], "parameters": {"binary_data_output": 1}}, "must be true or false"),
         ({"inputs": [TENSOR], "outputs": [{"name": "logits"}]}, "no output is called 'logits'"),

@@ -144,7 +144,7 @@ class App:
     def _infer(self, exchange: Exchange, name: str, version: str | None) -> None:
         exchange.model = name
         deployment = self._deployment(name, version)
-        request = oip.read_request(exchange.body, exchange.headers.get(oip.LENGTH_HEADER), self.options.max_texts)
+        request = oip.read_request(exchange.body, exchange.headers.get(oip.LENGTH_HEADER), name, self.options.max_texts)
         write = functools.partial(oip.write_reply, request, name, deployment.version, deployment.model)
         deployment.answer(exchange, request.texts, write)
 

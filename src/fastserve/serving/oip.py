@@ -23,7 +23,7 @@ from fastserve.types import FloatArray
 INPUT = "text"
 OUTPUTS = ("label", "score", "scores")
 LENGTH_HEADER = b"inference-header-content-length"
-_REQUEST_KEYS = frozenset(("id", "parameters", "inputs", "outputs"))
+_REQUEST_KEYS = frozenset(("id", "model_name", "parameters", "inputs", "outputs"))
 _INPUT_KEYS = frozenset(("name", "shape", "datatype", "parameters", "data"))
 _OUTPUT_KEYS = frozenset(("name", "parameters"))
 
@@ -37,13 +37,16 @@ class InferRequest:
     outputs: tuple[tuple[str, bool], ...]
 
 
-def read_request(body: bytes, json_length: bytes | None, max_texts: int) -> InferRequest:
+def read_request(body: bytes, json_length: bytes | None, model_name: str, max_texts: int) -> InferRequest:
     """Parse and check a request; `json_length` is the value of the header that announces binary tensors."""
     content, binary = _split(body, json_length)
     _only(content, _REQUEST_KEYS, "the request")
     request_id = content.get("id")
     if request_id is not None and not isinstance(request_id, str):
         raise HttpError(400, "'id' must be a string")
+    named = content.get("model_name")  # the KServe client repeats the path's name here
+    if named is not None and named != model_name:
+        raise HttpError(400, f"'model_name' is {_shown(named)}, but the path names '{model_name}'")
     parameters = _parameters(content, frozenset(("binary_data_output",)), "the request")
     inputs = content.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastserve import __version__
@@ -24,6 +24,15 @@ _ERRORS = {
     500: "The model failed on this request.",
     503: "Overloaded, starting or shutting down; try again after `Retry-After` seconds.",
 }
+_BINARY_ANSWER: Json = {
+    "headers": {
+        "Inference-Header-Content-Length": {
+            "description": "bytes of JSON before the tensors, where an output was asked for in binary form",
+            "schema": {"type": "integer"},
+        }
+    },
+    "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+}
 _ALWAYS = (400, 401, 429, 431, 503)
 
 
@@ -34,7 +43,7 @@ def document(slots: Mapping[str, Slot], options: ServeOptions) -> Json:
         "openapi": "3.1.0",
         "info": {"title": "FastServe", "version": __version__, "description": _description(options)},
         "paths": _about_paths() | _model_paths(names, slots),
-        "components": {"schemas": _schemas(options), "responses": _error_responses()},
+        "components": {"schemas": _schemas(options, names), "responses": _error_responses()},
     }
     if options.api_key_file is not None:
         content["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -113,6 +122,8 @@ def _open_operation(identifier: str, summary: str, responses: Json) -> Json:
 
 def _model_operation(identifier: str, summary: str, schema: str, *further: int) -> Json:
     responses = {"200": _json(summary, _ref(schema))}
+    if schema == "InferResponse":
+        responses["200"] |= _BINARY_ANSWER | {"content": responses["200"]["content"] | _BINARY_ANSWER["content"]}
     if schema == "ModelReady":
         responses["503"] = _json("Not ready", {"anyOf": [_ref("ModelReady"), _ref("Error")]})
     return _operation(identifier, summary, responses, 404, *further)
@@ -159,7 +170,11 @@ def _object(required: Json, optional: Json | None = None) -> Json:
     }
 
 
-def _schemas(options: ServeOptions) -> Json:
+def _or_null(schema: Json) -> Json:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _schemas(options: ServeOptions, names: Iterable[str]) -> Json:
     string, boolean, text = (
         {"type": "string"},
         {"type": "boolean"},
@@ -173,7 +188,7 @@ def _schemas(options: ServeOptions) -> Json:
         "Server": _object({"name": string, "version": string, "extensions": {"type": "array", "items": string}}),
         "Models": {"type": "object", "required": ["object", "data"], "properties": {"object": {"const": "list"}}},
         **_v1_schemas(text, options),
-        **_v2_schemas(text, options),
+        **_v2_schemas(text, options, names),
     }
 
 
@@ -194,7 +209,7 @@ def _v1_schemas(text: Json, options: ServeOptions) -> Json:
     }
 
 
-def _v2_schemas(text: Json, options: ServeOptions) -> Json:
+def _v2_schemas(text: Json, options: ServeOptions, names: Iterable[str]) -> Json:
     string, boolean = {"type": "string"}, {"type": "boolean"}
     size = {"type": "integer", "minimum": 1, "maximum": options.max_texts}
     shape = {
@@ -211,9 +226,9 @@ def _v2_schemas(text: Json, options: ServeOptions) -> Json:
             "datatype": {"const": "BYTES"},
             "data": {"type": "array", "items": row, "minItems": 1, "maxItems": options.max_texts},
         },
-        {"parameters": _object({})},
+        {"parameters": _or_null(_object({}))},
     )
-    output = _object({"name": {"enum": list(OUTPUTS)}}, {"parameters": _object({}, {"binary_data": boolean})})
+    output = _object({"name": {"enum": list(OUTPUTS)}}, {"parameters": _or_null(_object({}, {"binary_data": boolean}))})
     result = _object(
         {"name": {"enum": list(OUTPUTS)}, "datatype": {"enum": ["BYTES", "FP32"]}, "shape": {"type": "array"}},
         {"data": {"type": "array"}, "parameters": _object({}, {"binary_data_size": {"type": "integer"}})},
@@ -222,9 +237,10 @@ def _v2_schemas(text: Json, options: ServeOptions) -> Json:
         "InferRequest": _object(
             {"inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1}},
             {
-                "id": string,
-                "parameters": _object({}, {"binary_data_output": boolean}),
-                "outputs": {"type": "array", "items": output, "maxItems": len(OUTPUTS)},
+                "id": _or_null(string),
+                "model_name": _or_null({"enum": list(names)}),
+                "parameters": _or_null(_object({}, {"binary_data_output": boolean})),
+                "outputs": _or_null({"type": "array", "items": output, "maxItems": len(OUTPUTS)}),
             },
         ),
         "InferResponse": _object(

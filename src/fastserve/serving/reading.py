@@ -41,7 +41,7 @@ class RequestReader:
         self._headers: dict[bytes, bytes] = {}
         self._body: bytes | bytearray = b""
         self._exchange: Exchange | None = None
-        self._silent_bytes = 0
+        self._silent_bytes = self._header_bytes = 0
 
     def feed(self, data: bytes) -> None:
         """Take what arrived. Callbacks run inside; look at `refusal` afterwards."""
@@ -89,6 +89,7 @@ class RequestReader:
         if self._exchange is not None:
             return  # trailers say nothing that is used here
         name = name.lower()
+        self._header_bytes += len(name) + len(value) + 4
         if name in self._headers:
             if name in _ONLY_ONCE:
                 self._refuse(HttpError(400, f"header {name.decode('latin-1')} is given twice").reply())
@@ -132,8 +133,7 @@ class RequestReader:
 
     def _check_headers(self) -> Reply | None:
         headers, limits = self._headers, self.limits
-        size = len(self._target) + sum(len(name) + len(value) + 4 for name, value in headers.items())
-        if size > limits.header_bytes or len(headers) > limits.headers:
+        if len(self._target) + self._header_bytes > limits.header_bytes or len(headers) > limits.headers:
             return self._too_long_headers()
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
