@@ -161,6 +161,8 @@ def test_misuse_is_refused_in_words(tmp_path: Path) -> None:
         TextPipeline.create(TextConfig(), ["token"], preferences=TextPreferences())
     with pytest.raises(ConfigError, match="user_dictionary"):
         fitted(CHINESE, ("tokens",), segment="subword", user_dictionary=str(words))
+    with pytest.raises(ConfigError, match="n-grams of words only"):
+        fitted(CHINESE, ("ngrams",), segment="subword")
     with pytest.raises(ConfigError, match=r"text\.tokenizer"):
         fitted(CHINESE, ("tokens",), segment="jieba", tokenizer="tokenizer.json")
     with pytest.raises(ConfigError, match="no encoding 'ngrams'"):

@@ -17,7 +17,7 @@ from fastserve.types import Encoded, IntArray, Ragged
 TOKENS, NGRAMS = "tokens", "ngrams"
 
 _BLOCK_CHARACTERS = 20_000  # of one pass of numpy: its arrays stay in the second-level cache
-_FEW_TEXTS, _FEW_CHARACTERS = 3, 1_000  # up to here plain Python beats arrays
+_FEW_TEXTS, _FEW_CHARACTERS = 2, 1_000  # up to here plain Python beats arrays
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class TextEncoder:
     def __post_init__(self) -> None:
         if self.ngrams is not None:
             object.__setattr__(self, "_ngrams", NgramEncoder(self.ngrams))
+        if isinstance(self.tokens, SubwordTokenizer):
+            self.tokens.limit(self.max_length)
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Every encoding of every text; the same for a text whatever stands beside it."""

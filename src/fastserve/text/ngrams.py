@@ -1,14 +1,15 @@
 """The encoding "ngrams": the distinct hashed n-grams of each text, and how often each occurs.
 
-Two kinds, each with its own salt for each n:
+Two kinds:
 - windows of n characters. The first and the last may be a blank or the edge of the text, which marks where words and
   texts begin; those between are not, so no window spans a gap. How long windows are depends on whether they hold a Han
   character: few of them say as much as many letters.
 - n successive words of the segmenter. The edge of the text counts as a word in windows of two and more.
 
-A window's hash is the polynomial sum of c[j] * BASE^j modulo 2^64, its row in the table the top bits of that hash after
-the finalizer of splitmix64 (Steele, Lea and Flood 2014). BASE is odd and so has an inverse: the hash of any span is a
-difference of two prefix sums times a power of the inverse, which makes words as cheap as windows.
+The hash of characters is the sum of (c[j] + 1) * BASE^j modulo 2^64, a word's the same plus a salt, that of words the
+like sum over their hashes. BASE is odd and so has an inverse: the hash of any span is a difference of two prefix sums
+times a power of the inverse, which makes words as cheap as windows. The row in the table is the top bits of the hash
+after one fold and one multiplication: on real texts that fills the table as chance would, as longer finalizers do.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _BITS64 = (1 << 64) - 1
 BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(BASE, -1, 1 << 64)
 _WORD_BASE = 0xD6E8FEB86659FD93
-_MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_MIX = 0x94D049BB133111EB
 _WORD_SALT = 0xA0761D6478BD642F
 _WIDE = ((0x2E80, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))  # Han, kana and their marks
 
@@ -92,9 +93,8 @@ def hash_words(words: Sequence[str]) -> int:
 
 
 def row_of(value: int, bits: int) -> int:
-    """The table row of a hash. The last step of splitmix64's finalizer does not reach the top bits and is left out."""
-    value = (value ^ (value >> 30)) * _MIX[0] & _BITS64
-    value = (value ^ (value >> 27)) * _MIX[1] & _BITS64
+    """The table row of a hash: fold the upper half in, multiply, keep the top bits."""
+    value = (value ^ (value >> 32)) * _MIX & _BITS64
     return value >> (64 - bits)
 
 
@@ -181,10 +181,8 @@ class NgramEncoder:
     def _table_rows(self, hashes: list[Words]) -> Words:
         """`row_of` for arrays, laid end to end."""
         values = np.concatenate([*hashes, _NOTHING])
-        values ^= values >> _SHIFTS[0]
-        values *= _FACTORS[0]
-        values ^= values >> _SHIFTS[1]
-        values *= _FACTORS[1]
+        values ^= values >> _HALF
+        values *= _FACTOR
         values >>= np.uint64(64 - self.options.bits)
         return values
 
@@ -267,8 +265,7 @@ class _WordHashes(dict[str, int]):
 _NOTHING = np.zeros(0, np.uint64)
 _ONE = np.uint64(1)
 _BASE, _NEXT_WORD = np.uint64(BASE), np.uint64(_WORD_BASE)
-_SHIFTS = (np.uint64(30), np.uint64(27))
-_FACTORS = (np.uint64(_MIX[0]), np.uint64(_MIX[1]))
+_HALF, _FACTOR = np.uint64(32), np.uint64(_MIX)
 _LAST_BLANK = 0x3000
 
 

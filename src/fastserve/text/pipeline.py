@@ -27,7 +27,7 @@ from fastserve.types import Encoded, Ragged, TextPreferences
 SUBWORD = "subword"
 _TASK_TEXTS = 2_000  # of one task of a worker process
 _FEW_TEXTS = 5_000  # up to here processes cost more than they bring
-_LENGTHS_SAMPLE = 10_000  # texts whose lengths decide max_length
+_LENGTHS_SAMPLE = 4_000  # texts whose lengths decide max_length
 _LENGTHS_PERCENTILE = 99
 
 
@@ -65,6 +65,10 @@ class TextPipeline:
         config = self.config
         if config.segment not in ("auto", SUBWORD):
             make_segmenter(config.segment, {})
+        if config.segment == SUBWORD and TOKENS not in self.encodings:
+            raise ConfigError(
+                "text.segment: subword makes tokens, and this network reads n-grams of words only; leave it out"
+            )
         if config.tokenizer is not None and config.segment not in ("auto", SUBWORD):
             raise ConfigError(
                 f"text.tokenizer is for segment: subword, and text.segment is '{config.segment}'; leave one of them out"
@@ -99,9 +103,8 @@ class TextPipeline:
         elif TOKENS in self.encodings and segmenter is not None:
             tokens = self._learn(texts, segmenter, cores() if workers is None else workers)
         ngrams = NgramOptions.for_language(self.language.has_han) if NGRAMS in self.encodings else None
-        self._assemble(segmenter, tokens, self.preferences.max_length, ngrams)
-        if tokens is not None:
-            self._assemble(segmenter, tokens, self._decide_max_length(texts), ngrams)
+        length = self._decide_max_length(texts, segmenter, tokens)
+        self._encoder = TextEncoder(self.cleaner, self.encodings, segmenter, tokens, length, ngrams)
 
     def _decide_segment(self) -> str:
         if self._wants_subword():
@@ -141,23 +144,16 @@ class TextPipeline:
             self.cleaner(texts), size=self._vocabulary_limit(), min_count=self.config.min_count
         )
 
-    def _decide_max_length(self, texts: list[str]) -> int:
-        if self.config.max_length != "auto":
-            return self.config.max_length
-        lengths = self.fitted.encode(sample(texts, _LENGTHS_SAMPLE))[TOKENS].lengths
+    def _decide_max_length(
+        self, texts: list[str], segmenter: Segmenter | None, tokens: Vocabulary | SubwordTokenizer | None
+    ) -> int:
+        limit = self.preferences.max_length if self.config.max_length == "auto" else self.config.max_length
+        if tokens is None or self.config.max_length != "auto":
+            return limit
+        encoder = TextEncoder(self.cleaner, (TOKENS,), segmenter, tokens, limit)
+        lengths = encoder.encode(sample(texts, _LENGTHS_SAMPLE))[TOKENS].lengths
         usual = int(np.ceil(np.percentile(lengths, _LENGTHS_PERCENTILE))) if len(lengths) else 1
-        return max(1, min(usual, self.preferences.max_length))
-
-    def _assemble(
-        self,
-        segmenter: Segmenter | None,
-        tokens: Vocabulary | SubwordTokenizer | None,
-        max_length: int,
-        ngrams: NgramOptions | None,
-    ) -> None:
-        if isinstance(tokens, SubwordTokenizer):
-            tokens.limit(max_length)
-        self._encoder = TextEncoder(self.cleaner, self.encodings, segmenter, tokens, max_length, ngrams)
+        return max(1, usual)
 
     # Encoding
 

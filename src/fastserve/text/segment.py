@@ -13,8 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import rjieba
-
 from fastserve.errors import ConfigError
 from fastserve.plugins import SEGMENTERS
 from fastserve.text.clean import WALL
@@ -32,7 +30,10 @@ class JiebaSegmenter:
     walled: ClassVar[bool] = True
 
     def __init__(self, *, hmm: bool = True) -> None:
+        import rjieba  # loads its dictionary, which English models do not need
+
         self.hmm = hmm
+        self._cut = rjieba.cut
 
     @property
     def options(self) -> dict[str, Any]:
@@ -40,7 +41,7 @@ class JiebaSegmenter:
         return {"hmm": self.hmm}
 
     def cut(self, text: str) -> list[str]:
-        pieces: list[str] = rjieba.cut(text, self.hmm)
+        pieces: list[str] = self._cut(text, self.hmm)
         return pieces
 
 

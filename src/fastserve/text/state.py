@@ -99,9 +99,7 @@ def _load_tokens(folder: Path, state: Mapping[str, Any]) -> Vocabulary | Subword
     if state["tokens"] == VOCABULARY:
         return Vocabulary.load(folder / VOCABULARY)
     if state["tokens"] == TOKENIZER:
-        tokenizer = SubwordTokenizer.load(folder / TOKENIZER)
-        tokenizer.limit(state["max_length"])
-        return tokenizer
+        return SubwordTokenizer.load(folder / TOKENIZER)
     return None
 
 

@@ -77,9 +77,6 @@ class SubwordTokenizer:
         special = self._tokenizer.num_special_tokens_to_add(False)
         self._tokenizer.enable_truncation(max(max_length, special + 1))
 
-    def lengths(self, texts: Sequence[str]) -> list[int]:
-        return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(list(texts))]
-
     def encode(self, texts: Sequence[str]) -> Ragged:
         if len(texts) == 1:
             rows = [self._tokenizer.encode(texts[0]).ids]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -67,11 +66,6 @@ class _Ids(dict[str, int]):
 
     def __missing__(self, piece: str) -> int:
         return BLANK if piece.isspace() else UNKNOWN
-
-
-def count_tokens(pieces: Iterable[str]) -> Counter[str]:
-    """How often each piece occurs; white space and NUL are counted too, and ignored by `learn`."""
-    return Counter(pieces)
 
 
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
