@@ -321,6 +321,9 @@ def test_the_limit_of_a_row_is_the_users(tmp_path: Path) -> None:
     assert read(path, max_row_bytes=153).bad_rows.total == 0
     with pytest.raises(DataError, match=r"no line of at most 5 bytes"):
         read(path, max_row_bytes=5)
+    path = save(tmp_path, "b.tsv", "text of a long name\tlabel\n" + "a\tb\n" * 9)
+    with pytest.raises(DataError, match=r"first line is over 9 bytes"):
+        read(path, max_row_bytes=9)
 
 
 def test_a_json_object_over_the_limit_is_refused(tmp_path: Path) -> None:

@@ -144,6 +144,10 @@ def test_texts_without_labels(tmp_path: Path) -> None:
     assert [(e.text, e.labels) for e in open_dataset(path, labelled=False)] == [("one", ()), ("two", ())]
     with pytest.raises(DataError, match="no column looks like labels"):
         open_dataset(path)
+    assert open_dataset(path, labelled=None).mapped.label is None
+    labelled = save(tmp_path, "a.tsv", ["text\tlabel", "one\ta", "two\tb"])
+    assert open_dataset(labelled, labelled=None).mapped.label == "label"
+    assert open_dataset(labelled, DataConfig(columns=Columns(label="absent")), labelled=False).mapped.label is None
 
 
 def test_a_file_is_read_with_the_columns_of_another(tmp_path: Path) -> None:

@@ -32,24 +32,27 @@ class Mapped:
 
 
 def map_columns(
-    names: Sequence[str], sample: Mapping[str, Sequence[Any]], config: DataConfig, where: str, *, labelled: bool = True
+    names: Sequence[str],
+    sample: Mapping[str, Sequence[Any]],
+    config: DataConfig,
+    where: str,
+    *,
+    labelled: bool | None = True,
 ) -> Mapped:
     """Settle text and label columns of a file from its column names and some of its rows.
 
-    labelled: whether labels are needed; without them a missing label column is no error.
+    labelled: True, labels are needed; None, they are taken where a column looks like them; False, they are not wanted.
     """
-    text, label = config.columns.text, config.columns.label
+    text, label = config.columns.text, config.columns.label if labelled is not False else None
     wanted = [text, *([label] if isinstance(label, str) else label or [])]
     for name in wanted:
         if name is not None and name not in names:
             raise DataError(f"{where} has no column '{name}': {choices(name, names)}")
     taken = {name for name in wanted if name}
-    if text is None and label is None and labelled:
-        text, label = _guess_both(names, sample)
-    elif text is None:
+    if text is None:
         text = _best(names, sample, taken, _text_score)
-    elif label is None:
-        label = _best(names, sample, taken, _label_score)
+    if label is None and labelled is not False:
+        label = _best(names, sample, {*taken, *([text] if text else [])}, _label_score)
     if text is None:
         raise DataError(
             f"{where}: no column looks like texts: {_listing(names, sample)}. Name it: data.columns.text=..."
@@ -79,13 +82,6 @@ def _listing(names: Sequence[str], sample: Mapping[str, Sequence[Any]]) -> str:
         first = next((str(cell) for cell in sample.get(name, ()) if cell not in (None, "")), "")
         shown.append(f"'{name}' ({first[:30]})")
     return "found " + ", ".join(shown)
-
-
-def _guess_both(names: Sequence[str], sample: Mapping[str, Sequence[Any]]) -> tuple[str | None, str | None]:
-    """The surer of the two is settled first."""
-    text = _best(names, sample, set(), _text_score)
-    label = _best(names, sample, {text} if text else set(), _label_score)
-    return text, label
 
 
 def _best(names: Sequence[str], sample: Mapping[str, Sequence[Any]], taken: set[str], score: _Score) -> str | None:

@@ -96,14 +96,15 @@ def open_dataset(
     address: str,
     config: DataConfig | None = None,
     *,
-    labelled: bool = True,
+    labelled: bool | None = True,
     keep: Sequence[str] | None = (),
     known_labels: Sequence[str] | None = None,
     mapped: Mapped | None = None,
 ) -> Dataset:
     """Look at the files behind `address` and settle their columns; nothing but their beginnings is read.
 
-    labelled: whether a label column must exist. keep: extra columns for Example.columns, None for all.
+    labelled: True, there must be labels; None, they are used where there are; False, they are passed over.
+    keep: extra columns for Example.columns, None for all.
     mapped: columns settled already (those of the training file); used where this file has them.
     """
     config = config or DataConfig()
@@ -132,7 +133,7 @@ def _expected_names(config: DataConfig, mapped: Mapped | None) -> list[str]:
     return [name for name in names if name]
 
 
-def _look(reader: Reader, config: DataConfig, labelled: bool) -> Mapped:
+def _look(reader: Reader, config: DataConfig, labelled: bool | None) -> Mapped:
     sample = next((raw for raw in islice(reader.blocks(reader.names), 100) if len(raw)), None)
     columns = {name: cells[:2000] for name, cells in sample.columns.items()} if isinstance(sample, RawBlock) else {}
     if not columns and not reader.names:

@@ -88,6 +88,8 @@ def _without_header(blocks: Iterator[Lines | LongLine], count: int) -> Iterator[
 
 def _open_delimited(source: Source, max_row_bytes: int, expected: Sequence[str]) -> DelimitedReader:
     start = _first_lines(source, max_row_bytes)
+    if start.first != 1:
+        raise DataError(f"{source.address}: its first line is over {max_row_bytes:,} bytes (data.max_row_bytes)")
     separator = "\t" if source.format == "tsv" else _csv_separator(start.data, source)
     dialect = delimited.Dialect(separator, spans_lines=source.format == "csv")
     rows, taken = delimited.read_first(start, dialect, _LOOK_ROWS, max_row_bytes)
@@ -97,7 +99,7 @@ def _open_delimited(source: Source, max_row_bytes: int, expected: Sequence[str])
     names = column_names(rows[0] if header else [""] * len(rows[0]))
     if not header:
         log.say(f"{source.address} has no header; its columns are called {', '.join(names)}")
-    return DelimitedReader(source, names, header, max_row_bytes, dialect, taken + start.first - 1 if header else 0)
+    return DelimitedReader(source, names, header, max_row_bytes, dialect, taken if header else 0)
 
 
 def _csv_separator(start: bytes, source: Source) -> str:

@@ -14,7 +14,7 @@ from fastserve.data.blocks import Block, excerpt
 from fastserve.data.damage import find_damage
 from fastserve.data.dataset import Dataset
 from fastserve.data.index import sort_labels
-from fastserve.data.keys import is_among, same_forms, text_keys
+from fastserve.data.keys import first_of_each, is_among, same_forms, text_keys
 from fastserve.data.near import CUT, near_duplicates
 from fastserve.types import LongArray
 
@@ -121,32 +121,39 @@ class _Survey:
 
     def duplicates(self) -> Finding:
         """Texts that occur again: one find for each text, with its rows; the count is of the rows beyond the first."""
+        order, starts, sizes = self._texts()
         finding = Finding()
-        for at in self._groups():
-            finding.add(self.rows[at][:10].tolist(), f"{len(at)} times")
-        finding.count = len(self.keys) - len(np.unique(self.keys))
+        for text in np.flatnonzero(sizes > 1)[:EXAMPLES].tolist():
+            finding.add(self._rows_of(order, starts[text], sizes[text]), f"{sizes[text]} times")
+        finding.count = len(order) - len(sizes)
         return finding
 
     def contradictions(self) -> Finding:
         """Texts that occur with different labels: the count is of texts."""
+        order, starts, sizes = self._texts()
+        kinds = self.kinds[order]
+        several = np.flatnonzero(np.minimum.reduceat(kinds, starts) != np.maximum.reduceat(kinds, starts))
         finding = Finding()
-        if not self.labels:
-            return finding
-        for at in self._groups():
-            kinds = np.unique(self.kinds[at])
-            if len(kinds) > 1:
-                named = ", ".join("+".join(self.label_sets[kind]) or "none" for kind in kinds.tolist())
-                finding.add(self.rows[at][:10].tolist(), named)
+        for text in several[:EXAMPLES].tolist():
+            found = np.unique(kinds[starts[text] : starts[text] + sizes[text]])
+            named = ", ".join("+".join(self.label_sets[kind]) or "none" for kind in found.tolist())
+            finding.add(self._rows_of(order, starts[text], sizes[text]), named)
+        finding.count = len(several)
         return finding
 
-    def _groups(self) -> list[LongArray]:
-        """Positions of the rows of each text that occurs more than once, in order of first appearance."""
-        order = np.argsort(self.keys, kind="stable")
-        cuts = np.flatnonzero(np.diff(self.keys[order])) + 1
-        starts, ends = np.concatenate([[0], cuts]), np.concatenate([cuts, [len(order)]])
-        several = np.flatnonzero(ends - starts > 1)
-        several = several[np.argsort(order[starts[several]])] if len(order) else several
-        return [order[starts[index] : ends[index]] for index in several.tolist()]
+    def _rows_of(self, order: LongArray, start: int, size: int) -> list[int]:
+        return [int(row) for row in self.rows[order[start : start + min(size, 10)]]]
+
+    def _texts(self) -> tuple[LongArray, LongArray, LongArray]:
+        """Positions of all rows, those of one text together; where each text's begin there; and how many they are.
+
+        Texts come in the order of their first appearance.
+        """
+        first = np.flatnonzero(first_of_each(self.keys))
+        by_key = np.argsort(self.keys[first])
+        place = by_key[np.searchsorted(self.keys[first][by_key], self.keys)]
+        sizes = np.bincount(place, minlength=len(first))
+        return np.argsort(place, kind="stable"), np.cumsum(sizes) - sizes, sizes
 
 
 def _survey(dataset: Dataset) -> _Survey:
