@@ -13,9 +13,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastserve.data import delimited
 from fastserve.data.dataset import open_dataset
 from fastserve.data.delimited import Dialect, read_records
-from fastserve.data.lines import read_lines
+from fastserve.data.lines import Lines, read_lines
+from fastserve.data.quoted import split_quoted_block
 from fastserve.types import Example
 
 ROWS = [("很好，喜欢", "1"), ('a "quoted" word', "0"), ("tea, milk", "1"), ("plain", "0")]
@@ -116,6 +118,27 @@ def test_any_csv_that_python_writes_is_read_back(rows: list[tuple[str, str]], ch
         assert not block.bad
         found += list(zip(block.columns["x"], block.columns["y"], strict=True))
     assert found == rows
+
+
+@given(st.lists(st.text('a,"\n好', max_size=12), min_size=1, max_size=8), st.integers(1, 3))
+@settings(deadline=None, max_examples=300)
+def test_the_fast_way_through_csv_gives_what_the_slow_one_gives(lines: list[str], width: int) -> None:
+    text = "\n".join([*lines, ""])
+    block = Lines(5, text.encode(), text.count("\n"))
+    fast = split_quoted_block(block, ",", width)
+    if fast is not None:
+        found, kept = delimited._slow(block, Dialect(",", spans_lines=True), width, 1 << 20, last=True)
+        assert kept is None
+        assert not found.bad
+        assert (fast[0].tolist(), fast[1]) == (found.rows, found.columns())
+
+
+def test_well_formed_csv_takes_the_fast_way() -> None:
+    data = b'a,"b ""c"", d"\n"e\nf",\n"",g\n'
+    fast = split_quoted_block(Lines(2, data, 4), ",", 2)
+    assert fast is not None
+    assert fast[0].tolist() == [2, 3, 5]
+    assert fast[1] == [["a", "e\nf", ""], ['b "c", d', "", "g"]]
 
 
 def test_real_rows_are_read_fast_and_whole(shared_data: Path) -> None:

@@ -33,7 +33,7 @@ def check_rows(
 ) -> tuple[Block, list[BadRow]]:
     """The usable rows of a block, and the others. `known`: labels that may occur, None for any."""
     bad = [BadRow(row.row, row.reason, row.detail, file) for row in raw.bad]
-    texts = [_text(cell) for cell in raw.columns[mapped.text]]
+    texts = _texts(raw.columns[mapped.text])
     labels = _labels(raw, mapped, known)
     faults = [index for index, text in enumerate(texts) if text is None or (labels and isinstance(labels[index], str))]
     kept_columns = {name: [_shown(cell) for cell in raw.columns[name]] for name in keep}
@@ -60,11 +60,16 @@ def _fault(row: int, cell: Any, text: str | None, labels: list[Labels], index: i
     return BadRow(row, reason, ", ".join(part for part in (detail, f"text {excerpt(text)}") if part), file)
 
 
+def _texts(cells: list[Any]) -> list[str | None]:
+    texts = [_text(cell) for cell in cells]
+    if _has_surrogate("".join([text for text in texts if text is not None])):
+        return [None if text is not None and _has_surrogate(text) else text for text in texts]
+    return texts
+
+
 def _text(cell: Any) -> str | None:
     if isinstance(cell, str):
-        if cell and not cell.isspace():
-            return cell if cell.isascii() or not _has_surrogate(cell) else None
-        return None
+        return cell if cell and not cell.isspace() else None
     if isinstance(cell, (int, float)) and not isinstance(cell, bool) and not math.isnan(cell):
         return str(cell)
     return None

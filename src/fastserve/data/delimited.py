@@ -19,6 +19,8 @@ import numpy as np
 
 from fastserve.data.blocks import BadRow, RawBlock, excerpt
 from fastserve.data.lines import Lines, LongLine
+from fastserve.data.quoted import split_quoted_block
+from fastserve.types import LongArray
 
 MAX_LINES = 1000
 NOT_UTF8 = "not valid UTF-8"
@@ -115,10 +117,9 @@ def read_records(
             continue
         if kept is not None:
             block, kept = Lines(kept.first, kept.data + block.data, kept.count + block.count), None
-        columns = _fast(block, dialect, width)
-        if columns is not None:
-            rows = np.arange(block.first, block.first + block.count, dtype=np.int64)
-            yield RawBlock(rows, dict(zip(names, columns, strict=True)))
+        fast = _fast(block, dialect, width)
+        if fast is not None:
+            yield RawBlock(fast[0], dict(zip(names, fast[1], strict=True)))
         else:
             found, kept = _slow(block, dialect, width, max_bytes, last=False)
             yield _raw(names, found)
@@ -173,10 +174,10 @@ def long_line(line: LongLine) -> BadRow:
     return BadRow(line.row, TOO_LONG, f"{line.size:,} bytes, beginning {excerpt(line.start)}")
 
 
-def _fast(block: Lines, dialect: Dialect, width: int) -> list[list[str]] | None:
-    """Columns of a block in which every line has exactly `width` cells, found by array operations; else None."""
+def _fast(block: Lines, dialect: Dialect, width: int) -> tuple[LongArray, list[list[str]]] | None:
+    """Row numbers and columns of a block in which every row has `width` cells, by array operations; else None."""
     if dialect.spans_lines and b'"' in block.data:
-        return None
+        return split_quoted_block(block, dialect.separator, width)
     buffer = np.frombuffer(block.data, np.uint8)
     separator = ord(dialect.separator)
     marks = buffer[(buffer == separator) | (buffer == 10)]
@@ -194,7 +195,7 @@ def _fast(block: Lines, dialect: Dialect, width: int) -> list[list[str]] | None:
     columns = [cells[index : block.count * width : width] for index in range(width)]
     if b'"' in block.data:
         columns = [[dialect.unquote(c) if c[:1] == '"' else c for c in column] for column in columns]
-    return columns
+    return np.arange(block.first, block.first + block.count, dtype=np.int64), columns
 
 
 def _slow(block: Lines, dialect: Dialect, width: int, max_bytes: int, *, last: bool) -> tuple[_Rows, Lines | None]:
