@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastserve import device
 from fastserve.bundle.bundle import Bundle
 from fastserve.bundle.predictor import Predictor
 from fastserve.config import Columns, Config, DataConfig, TrainConfig, home, load_config
@@ -111,6 +112,7 @@ def train(config: Config | str | Path | None = None, **settings: Any) -> Model:
     Settings: `task`, `name`, `data` (a file or a section), `network`, a section (`text={"lowercase": False}`), or any
     key of the train section. ConfigError names what is unknown.
     """
+    device.let_threads_sleep()
     from fastserve.training.train import train as run
 
     if isinstance(config, Config):

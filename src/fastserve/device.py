@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     import torch
 
 
+def let_threads_sleep() -> None:
+    """Make waiting compute threads sleep instead of spin; to be called before torch is imported, else it does nothing.
+
+    On shared cores spinning threads starve each other: a training run of small batches took 57 s of processor time
+    with them and 7 s without. A user's own OMP_WAIT_POLICY is left alone.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def cores() -> int:
     """How many cores this process may use: its affinity, further limited by its control group."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from fastserve import __version__, log
+from fastserve import __version__, device, log
 from fastserve.errors import FastServeError, choices
 from fastserve.files import disk_errors
 from fastserve.plugins import import_object
@@ -71,6 +71,7 @@ def show(result: dict[str, Any], text: str, *, as_json: bool) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command. 0: done; 1: the work failed; 2: the words or the file were wrong; 130: interrupted."""
     log.configure()
+    device.let_threads_sleep()
     try:
         with disk_errors("the command"):
             group.main(list(arguments), prog_name="fastserve", standalone_mode=False)
