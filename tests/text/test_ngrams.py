@@ -14,7 +14,9 @@ from fastserve.text.ngrams import NgramEncoder, NgramOptions, reference
 from fastserve.text.segment import cut_all
 from fastserve.types import Ragged
 
-ANY = st.text(alphabet=st.one_of(st.characters(exclude_characters="\x00"), st.sampled_from("好的 ab1。!\t\n😀é\u3000")))
+ANY = st.text(
+    alphabet=st.one_of(st.characters(exclude_characters="\x00"), st.sampled_from("好的 ab1。!\t\n😀é\u3000\x01"))
+)
 OPTIONS = [
     NgramOptions(bits=18),
     NgramOptions.for_language(has_han=False),

@@ -147,19 +147,18 @@ class NgramEncoder:
 
     def encode(self, pieces: Sequence[str]) -> Ragged:
         """`pieces` as `segment.cut_all` gives them: NUL before, between and behind the texts."""
-        points = _points("".join(pieces))
+        points, ends = _spans(pieces)
         edges = points == 0
-        rows = np.cumsum(edges, dtype=np.int64)
-        rows -= edges
-        rows -= 1  # the NUL behind a text belongs to it, the first one to none
+        count = int(np.count_nonzero(edges)) - 1
         letters = points + _ONE
         windows = [
             *self._characters(letters, _visible(points), self._wide(points)),
-            *self._words(points, letters, pieces),
+            *self._words(points, letters, pieces, ends),
         ]
-        places = [rows[place] for place, _ in windows]
-        table_rows = self._table_rows([values for _, values in windows])
-        return self._merge(np.concatenate([*places, np.zeros(0, np.int64)]), table_rows, int(rows[-1]) + 1)
+        texts = self._text_keys(edges, count)
+        keys = np.concatenate([texts[place] for place, _ in windows] or [texts[:0]])
+        keys |= self._table_rows([values for _, values in windows]).astype(keys.dtype)
+        return self._merge(keys, count)
 
     def encode_one(self, pieces: Sequence[str]) -> Ragged:
         """The same for the pieces of one text without the NULs, with as few steps as there can be."""
@@ -209,11 +208,13 @@ class NgramEncoder:
                 valid = _valid(visible, inner, size)
                 yield _chosen(values, kinds if valid is None else valid & kinds, size)
 
-    def _words(self, points: Points, letters: Words, pieces: Sequence[str]) -> Iterator[tuple[Place, Words]]:
-        """The same for words; the NUL between texts counts as one."""
+    def _words(
+        self, points: Points, letters: Words, pieces: Sequence[str], ends: Index
+    ) -> Iterator[tuple[Place, Words]]:
+        """The same for words; the NUL between texts counts as one. ends: where each piece ends."""
         if self.options.words[1] < self.options.words[0]:
             return
-        starts, ends = _tokens(points, pieces)
+        starts, ends = _tokens(points, pieces, ends)
         power, inverse = self._powers_up_to(len(letters))
         sums = np.zeros(len(letters) + 1, np.uint64)
         np.cumsum(letters * power, out=sums[1:])
@@ -237,19 +238,24 @@ class NgramEncoder:
         power, inverse = self._powers
         return power[:count], inverse[:count]
 
-    def _merge(self, texts: Index, table_rows: Words, count: int) -> Ragged:
-        """Text and table row of every n-gram, to the distinct rows of each text and their counts."""
-        bits = self.options.bits
-        kind = np.uint32 if count << bits <= 1 << 32 else np.uint64  # the shorter keys sort twice as fast
-        keys: npt.NDArray[Any] = texts.astype(kind)
-        keys <<= kind(bits)
-        keys |= table_rows.astype(kind)
+    def _text_keys(self, edges: Mask, count: int) -> npt.NDArray[Any]:
+        """For each position the number of its text, shifted above the bits of a table row."""
+        kind = np.uint32 if count << self.options.bits <= 1 << 32 else np.uint64  # the shorter ones sort twice as fast
+        texts: npt.NDArray[Any] = np.cumsum(edges, dtype=kind)
+        texts -= edges
+        texts -= kind(1)  # the NUL behind a text belongs to it; the first one, to none, is not asked for
+        texts <<= kind(self.options.bits)
+        return texts
+
+    def _merge(self, keys: npt.NDArray[Any], count: int) -> Ragged:
+        """Keys (number of the text, table row) to the distinct rows of each text and their counts."""
         keys.sort()
         distinct, weights = _count(keys)
-        offsets = np.zeros(count + 1, np.int64)
-        np.cumsum(np.bincount((distinct >> kind(bits)).astype(np.int64), minlength=count), out=offsets[1:])
-        distinct &= kind(self.options.rows - 1)
-        return Ragged(distinct.astype(np.int32), offsets, weights)
+        bounds = np.arange(1, count, dtype=np.uint64) << np.uint64(self.options.bits)
+        inner = np.searchsorted(distinct, bounds.astype(keys.dtype))
+        offsets = np.concatenate([[0], inner, [len(distinct)]])[: count + 1]
+        distinct &= keys.dtype.type(self.options.rows - 1)
+        return Ragged(distinct.astype(np.int32), offsets.astype(np.int64), weights)
 
 
 class _WordHashes(dict[str, int]):
@@ -341,14 +347,27 @@ def _count(keys: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], FloatArray]:
     return keys[at[:-1]], weights
 
 
-def _tokens(points: Points, pieces: Sequence[str]) -> tuple[Index, Index]:
+_MARK = "\x01"
+
+
+def _spans(pieces: Sequence[str]) -> tuple[Points, Index]:
+    """The code points of all pieces end to end, and where each piece ends."""
+    marked = _points(_MARK.join(pieces))
+    marks = marked == ord(_MARK)
+    at = np.flatnonzero(marks)
+    if len(at) != len(pieces) - 1:  # a text has that character too
+        return _points("".join(pieces)), np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces)))
+    ends = np.append(at, len(marked))
+    ends -= np.arange(len(ends))
+    return marked[~marks], ends
+
+
+def _tokens(points: Points, pieces: Sequence[str], ends: Index) -> tuple[Index, Index]:
     """Where the pieces that are not white space start and end."""
-    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces))
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
     first = points[starts]
     kept = _visible(first) | (first == 0)
-    for number in np.flatnonzero(~kept & (lengths > 1)).tolist():
+    for number in np.flatnonzero(~kept & (ends - starts > 1)).tolist():
         kept[number] = not pieces[number].isspace()
     return (starts, ends) if kept.all() else (starts[kept], ends[kept])
 
