@@ -33,7 +33,8 @@ class BundleModel:
     @property
     def parity(self) -> Sequence[ParityRow]:
         manifest = self.predictor.bundle.manifest
-        return [ParityRow(row.text, dict(zip(manifest.labels, row.scores, strict=True))) for row in manifest.parity]
+        rows = manifest.parity_of(self.runtime)
+        return [ParityRow(row.text, dict(zip(manifest.labels, row.scores, strict=True))) for row in rows]
 
 
 class BundleSource:

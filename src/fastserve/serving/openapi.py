@@ -13,16 +13,16 @@ from fastserve.serving.options import ServeOptions
 Json = dict[str, Any]
 
 _ERRORS = {
-    400: "The request is not what is expected; `error` says why.",
+    400: "The request is not what is expected; error says why.",
     401: "An API key is needed, or the one given is not known.",
     404: "There is no such model, version or path.",
     408: "The request did not arrive in time.",
     413: "The body, a text, or the number of texts is over the server's limit.",
     415: "Compressed bodies are not taken.",
-    429: "The key's limit is reached; try again after `Retry-After` seconds.",
+    429: "The key's limit is reached; try again after Retry-After seconds.",
     431: "The headers are over the server's limit.",
     500: "The model failed on this request.",
-    503: "Overloaded, starting or shutting down; try again after `Retry-After` seconds.",
+    503: "Overloaded, starting or shutting down; try again after Retry-After seconds.",
 }
 _BINARY_ANSWER: Json = {
     "headers": {
