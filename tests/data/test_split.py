@@ -146,6 +146,21 @@ def test_too_little_to_learn_from_is_said(tmp_path: Path) -> None:
         load_splits(DataConfig(train=both, test=both), 0)
 
 
+def test_small_files_are_read_once_and_large_ones_again(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", ROWS)
+    splits = load_splits(DataConfig(train=path), 0)
+    expected = texts(splits)
+    write(tmp_path / "a.tsv", ROWS[:500])
+    assert texts(splits) == expected
+    splits.train.dataset._kept = None
+    with pytest.raises(DataError, match="changed while it was used: it had 1,000 usable rows, now it has 500"):
+        texts(splits)
+    dataset = splits.train.dataset
+    dataset.remember, dataset._kept = 100, None
+    assert [len(list(dataset)) for _ in range(2)] == [500, 500]
+    assert dataset._kept is None
+
+
 def test_no_validation_when_none_is_wanted(tmp_path: Path) -> None:
     splits = load_splits(DataConfig(train=write(tmp_path / "a.tsv", ROWS), validation=0), 0)
     assert (splits.validation, len(splits.train)) == (None, 1000)

@@ -24,7 +24,8 @@ class Dataset:
     """One or more files read as one. Iterating again reads again, and counts bad rows anew.
 
     available: every column name; keep: those that go into Example.columns; known_labels: labels that may occur
-    (None: any), a row with another is a bad row.
+    (None: any), a row with another is a bad row. remember: texts of up to so many characters in all are kept in memory
+    by the first pass and not read again.
     """
 
     address: str
@@ -34,8 +35,10 @@ class Dataset:
     available: list[str]
     keep: tuple[str, ...] = ()
     known_labels: frozenset[str] | None = None
+    remember: int = 0
     bad_rows: BadRows = field(default_factory=BadRows)
     rows: int = 0
+    _kept: list[Block] | None = field(default=None, init=False, repr=False)
 
     @property
     def multi_label(self) -> bool:
@@ -51,6 +54,17 @@ class Dataset:
 
     def blocks(self) -> Iterator[Block]:
         """Usable rows in the order of the files. DataError when there are too many bad ones, or no row at all."""
+        if self._kept is not None:
+            yield from self._kept
+            return
+        left, kept = self.remember, list[Block]()
+        for block in self._read():
+            left -= sum(map(len, block.texts)) + 1
+            kept = [*kept, block] if left >= 0 else []
+            yield block
+        self._kept = kept if left >= 0 else None
+
+    def _read(self) -> Iterator[Block]:
         self.bad_rows, self.rows = BadRows(), 0
         wanted = list(dict.fromkeys([self.mapped.text, *self.mapped.label_columns, *self.keep]))
         for reader in self.readers:

@@ -27,7 +27,7 @@ class LongLine:
 
 
 def read_lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[Lines | LongLine]:
-    """Blocks of lines of about a chunk each, "\\r\\n" made "\\n", blank lines at the end of the file left out."""
+    """Blocks of lines of about a chunk each, "\\r\\n" made "\\n", blank lines at the end of the last left out."""
     held: Lines | LongLine | None = None
     for block in _number(_cut(chunks, max_bytes), max_bytes):
         if held is not None:

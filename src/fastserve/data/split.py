@@ -19,6 +19,8 @@ from fastserve.errors import DataError
 from fastserve.types import LongArray
 
 AUTO_SHARE, AUTO_ROWS = 0.1, 3000
+REMEMBER = 32 << 20
+"""Characters of texts kept in memory between the passes over a file; they take up to four bytes each."""
 _SALT = 0x5911  # another stream than that of the batches, which have the same seed
 
 BoolArray = npt.NDArray[np.bool_]
@@ -81,6 +83,7 @@ def load_splits(config: DataConfig, seed: int, keep: Sequence[str] = ()) -> Spli
     if config.train is None:
         raise DataError("no training data: data.train=FILE names it")
     train = open_dataset(config.train, config, keep=keep)
+    train.remember = REMEMBER
     index = index_rows(train)
     check_labels(index, train)
     labels = list(index.label_counts)
@@ -102,6 +105,7 @@ def _is_file(validation: str | float) -> bool:
 
 def _held_out(address: str | float, train: Dataset, config: DataConfig, labels: list[str], keep: Sequence[str]) -> Part:
     dataset = open_dataset(str(address), config, known_labels=labels, mapped=train.mapped)
+    dataset.remember = REMEMBER
     dataset.keep = tuple(name for name in keep if name in dataset.available)
     index = index_rows(dataset)
     return Part(dataset, index, np.ones(len(index), bool))
