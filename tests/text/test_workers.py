@@ -125,3 +125,23 @@ def test_workers_end_with_the_program(sent: signal.Signals) -> None:
     while any(os.path.exists(f"/proc/{worker}") for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [worker for worker in workers if os.path.exists(f"/proc/{worker}")]
+
+
+def test_a_reader_that_stops_early_leaves_no_process() -> None:
+    before = children()
+    results = spread(abs, range(1_000), workers=2)
+    assert next(results) == 0
+    assert len(children() - before) == 2
+    results.close()  # type: ignore[attr-defined]
+    assert children() <= before
+
+
+def test_an_error_while_tasks_are_made_leaves_no_process() -> None:
+    def tasks() -> Iterator[int]:
+        yield from range(10)
+        raise DataError("line 11 is no text")
+
+    before = children()
+    with pytest.raises(DataError, match="line 11"):
+        list(spread(abs, tasks(), workers=2))
+    assert children() <= before
