@@ -4,7 +4,7 @@
 
 Makes a tsv of synthetic reviews (5 GB unless told otherwise) in a temporary folder that is deleted at the end, and runs
 each stage in a process of its own, whose peak memory the system counts. `--train` also runs `fastserve train` on it.
-The stage "batches" counts its memory twice: `peak` is what the system counts, mapped pages of the store included.
+Pages of the store that are mapped into memory count in the peak of the stage "batches".
 """
 
 from __future__ import annotations
