@@ -9,7 +9,8 @@ Two kinds:
 The hash of characters is the sum of (c[j] + 1) * BASE^j modulo 2^64, a word's the same plus a salt, that of words the
 like sum over their hashes. BASE is odd and so has an inverse: the hash of any span is a difference of two prefix sums
 times a power of the inverse, which makes words as cheap as windows. The row in the table is the top bits of the hash
-after one fold and one multiplication: on real texts that fills the table as chance would, as longer finalizers do.
+after one fold and one multiplication: on real texts that fills the table as chance would, as longer finalizers do. Its
+last bit says the kind, 0 for characters and 1 for words, so that a network can weigh the kinds apart.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _INVERSE = pow(BASE, -1, 1 << 64)
 _WORD_BASE = 0xD6E8FEB86659FD93
 _MIX = 0x94D049BB133111EB
 _WORD_SALT = 0xA0761D6478BD642F
+CHARACTERS, WORDS = 0, 1
 _WIDE = ((0x2E80, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))  # Han, kana and their marks
 
 
@@ -52,7 +54,7 @@ class NgramOptions:
     wide: tuple[int, int] = (1, 3)
     narrow: tuple[int, int] = (1, 3)
     words: tuple[int, int] = (1, 2)
-    bits: int = 21
+    bits: int = 24
 
     @classmethod
     def for_language(cls, has_han: bool) -> NgramOptions:
@@ -92,10 +94,10 @@ def hash_words(words: Sequence[str]) -> int:
     return value
 
 
-def row_of(value: int, bits: int) -> int:
-    """The table row of a hash: fold the upper half in, multiply, keep the top bits."""
+def row_of(value: int, bits: int, kind: int) -> int:
+    """The table row of a hash: fold the upper half in, multiply, keep the top bits, the last of them for the kind."""
     value = (value ^ (value >> 32)) * _MIX & _BITS64
-    return value >> (64 - bits)
+    return value >> (65 - bits) << 1 | kind
 
 
 def is_blank(character: str) -> bool:
@@ -128,12 +130,12 @@ def reference(pieces: Sequence[str], options: NgramOptions) -> dict[int, int]:
         for start in range(len(text) - size + 1):
             window = text[start : start + size]
             if character_window_counts(window, options):
-                found[row_of(hash_text(window), options.bits)] += 1
+                found[row_of(hash_text(window), options.bits, CHARACTERS)] += 1
     words = [WALL, *(piece for piece in pieces if not piece.isspace()), WALL]
     for size in range(options.words[0], options.words[1] + 1):
         for start in range(len(words) - size + 1):
             if word_window_counts(words[start : start + size]):
-                found[row_of(hash_words(words[start : start + size]), options.bits)] += 1
+                found[row_of(hash_words(words[start : start + size]), options.bits, WORDS)] += 1
     return dict(sorted(found.items()))
 
 
@@ -151,13 +153,11 @@ class NgramEncoder:
         edges = points == 0
         count = int(np.count_nonzero(edges)) - 1
         letters = points + _ONE
-        windows = [
-            *self._characters(letters, _visible(points), self._wide(points)),
-            *self._words(points, letters, pieces, ends),
-        ]
+        characters = list(self._characters(letters, _visible(points), self._wide(points)))
+        words = list(self._words(points, letters, pieces, ends))
         texts = self._text_keys(edges, count)
-        keys = np.concatenate([texts[place] for place, _ in windows] or [texts[:0]])
-        keys |= self._table_rows([values for _, values in windows]).astype(keys.dtype)
+        keys = np.concatenate([texts[:0], *(texts[place] for place, _ in (*characters, *words))])
+        keys |= self._table_rows(characters, words).astype(keys.dtype)
         return self._merge(keys, count)
 
     def encode_one(self, pieces: Sequence[str]) -> Ragged:
@@ -167,22 +167,25 @@ class NgramEncoder:
             return Ragged(np.zeros(0, np.int32), np.zeros(2, np.int64), np.zeros(0, np.float32))
         points = _points(f"{WALL}{text}{WALL}")
         visible = None if " " not in text and text.isprintable() else _visible(points)
-        windows = [values for _, values in self._characters(points + _ONE, visible, self._wide(points))]
+        characters = list(self._characters(points + _ONE, visible, self._wide(points)))
+        found: list[tuple[Place, Words]] = []
         if self.options.words[1] >= self.options.words[0]:
             words = [WALL, *pieces, WALL] if visible is None else [WALL, *filter(_is_word, pieces), WALL]
             hashes = np.array([self._hashes[word] for word in words], np.uint64)
-            windows += [values for _, values in _word_windows(hashes, None, self.options.words)]
-        table_rows = self._table_rows(windows)
+            found = list(_word_windows(hashes, None, self.options.words))
+        table_rows = self._table_rows(characters, found)
         table_rows.sort()
         values, weights = _count(table_rows)
         return Ragged(values.astype(np.int32), np.array([0, len(values)], np.int64), weights)
 
-    def _table_rows(self, hashes: list[Words]) -> Words:
-        """`row_of` for arrays, laid end to end."""
-        values = np.concatenate([*hashes, _NOTHING])
+    def _table_rows(self, characters: list[tuple[Place, Words]], words: list[tuple[Place, Words]]) -> Words:
+        """`row_of` for arrays, laid end to end, words behind characters."""
+        values = np.concatenate([_NOTHING, *(hashes for _, hashes in characters), *(hashes for _, hashes in words)])
         values ^= values >> _HALF
         values *= _FACTOR
-        values >>= np.uint64(64 - self.options.bits)
+        values >>= np.uint64(65 - self.options.bits)
+        values <<= _ONE
+        values[sum(len(hashes) for _, hashes in characters) :] |= _ONE
         return values
 
     def _characters(self, letters: Words, visible: Mask | None, wide: Mask | None) -> Iterator[tuple[Place, Words]]:
