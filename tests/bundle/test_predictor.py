@@ -18,7 +18,8 @@ from fastserve.bundle.bundle import Bundle
 from fastserve.bundle.format import ParityRow, RuntimeFile
 from fastserve.bundle.predictor import Predictor
 from fastserve.bundle.runtimes.base import choose_runtime
-from fastserve.bundle.runtimes.torch import TorchRuntime, batches, padded_lengths
+from fastserve.bundle.runtimes.padded import batches, padded_lengths
+from fastserve.bundle.runtimes.torch import TorchRuntime
 from fastserve.errors import BundleError, NotFoundError
 from fastserve.models import RaggedTensor
 from fastserve.types import Ragged

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -85,7 +85,7 @@ def save_bundle(
             text=pipeline.save(temporary),
             network=network,
             model_sha256=files.sha256(temporary / WEIGHTS),
-            metrics=_headline(report) if metrics is None else dict(metrics),
+            metrics=headline(report) if metrics is None else dict(metrics),
             parity=tuple(parity),
             runtimes=dict(runtimes or {}),
             lineage=lineage or Lineage(),
@@ -94,7 +94,8 @@ def save_bundle(
     return Bundle(folder, manifest)
 
 
-def _headline(report: Report | None) -> dict[str, float]:
+def headline(report: Report | None) -> dict[str, float]:
+    """The figures of a report that a manifest keeps: every finite one."""
     found = {name: metric.value for name, metric in report.metrics.items()} if report else {}
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
@@ -122,13 +123,17 @@ def _write_rest(
     files.write_sums(folder, {WEIGHTS: manifest.model_sha256})
 
 
-def amend_manifest(folder: Path, manifest: Manifest) -> None:
-    """Give a model folder that nobody uses yet another manifest, with the card and the checksums that belong to it."""
+def amend_manifest(folder: Path, manifest: Manifest, rewritten: Collection[str] = ()) -> None:
+    """Give a model folder that nobody uses yet another manifest, with the card and the checksums that belong to it.
+
+    rewritten: files whose checksums are no longer those of SHA256SUMS; files that are new need not be named.
+    """
     sums = files.read_sums(folder)
+    changed = {MANIFEST, CARD, *rewritten}
     report = Bundle(folder, manifest).report()
     (folder / MANIFEST).write_bytes(manifest.to_bytes())
     (folder / CARD).write_text(write_card(manifest, report), "utf-8")
-    files.write_sums(folder, {name: checksum for name, checksum in sums.items() if name not in (MANIFEST, CARD)})
+    files.write_sums(folder, {name: checksum for name, checksum in sums.items() if name not in changed})
 
 
 def _content(content: bytes | str | Path) -> bytes:

@@ -61,6 +61,8 @@ class RuntimeFile(Part):
     """Whether it kept the accuracy of the weights; `auto` uses it only then."""
     check: dict[str, float] = Field(default_factory=dict)
     """The figures of that check."""
+    parity: tuple[tuple[float, ...], ...] = ()
+    """What this form gave for the texts of `Manifest.parity`, in their order; empty where that was not computed."""
 
 
 class DataSource(Part):
@@ -112,6 +114,15 @@ class Manifest(Part):
         if twice:
             raise ValueError(f"each label must occur once, found twice: {', '.join(twice)}")
         return labels
+
+    def parity_of(self, runtime: str) -> tuple[ParityRow, ...]:
+        """The parity rows with the scores that `runtime` must give: those of its own check, where it had one."""
+        form = self.runtimes.get(runtime)
+        if form is None or not form.parity:
+            return self.parity
+        return tuple(
+            ParityRow(text=row.text, scores=scores) for row, scores in zip(self.parity, form.parity, strict=True)
+        )
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

@@ -66,7 +66,7 @@ class Predictor:
 
     def check_parity(self, tolerance: float = PARITY_TOLERANCE) -> list[str]:
         """Answer the rows kept in the bundle; a sentence for each that differs from what evaluation gave."""
-        rows = self.bundle.manifest.parity
+        rows = self.bundle.manifest.parity_of(self.runtime.name)
         found = self.scores([row.text for row in rows])
         return [
             fault

@@ -32,9 +32,8 @@ class BundleModel:
 
     @property
     def parity(self) -> Sequence[ParityRow]:
-        manifest = self.predictor.bundle.manifest
-        rows = manifest.parity_of(self.runtime)
-        return [ParityRow(row.text, dict(zip(manifest.labels, row.scores, strict=True))) for row in rows]
+        rows = self.predictor.bundle.manifest.parity_of(self.runtime)
+        return [ParityRow(row.text, dict(zip(self.labels, row.scores, strict=True))) for row in rows]
 
 
 class BundleSource:

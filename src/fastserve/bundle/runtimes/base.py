@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, cast
 
 from fastserve.bundle.bundle import Bundle
+from fastserve.errors import BundleError
 from fastserve.plugins import RUNTIMES
 from fastserve.types import Encoded, FloatArray
 
@@ -33,11 +35,12 @@ def choose_runtime(bundle: Bundle, name: str = "auto", *, threads: int | None = 
     auto: `table` where it can run the network; else the first other form in the bundle that passed its accuracy check
     and whose library is installed; else torch.
     """
-    chosen = _choose(bundle) if name == "auto" else name
+    chosen = automatic(bundle) if name == "auto" else name
     return cast(Runtime, RUNTIMES.load(chosen).load(bundle, threads=threads))
 
 
-def _choose(bundle: Bundle) -> str:
+def automatic(bundle: Bundle) -> str:
+    """The name of the runtime that `auto` means for `bundle` on this machine."""
     network = bundle.manifest.network
     table: Any = RUNTIMES.load("table")
     if table.supports(network.name, network.options):
@@ -46,6 +49,17 @@ def _choose(bundle: Bundle) -> str:
         if form.passed and _is_installed(name):
             return name
     return "torch"
+
+
+def file_of(bundle: Bundle, runtime: str) -> Path:
+    """The file of the network in the form that `runtime` reads. BundleError where the bundle has none."""
+    form = bundle.manifest.runtimes.get(runtime)
+    if form is None:
+        raise BundleError(
+            f"{bundle.folder} does not hold the network in the form that the runtime '{runtime}' reads; make a version "
+            f"that does: fastserve export MODEL --runtime {runtime}"
+        )
+    return bundle.folder / form.file
 
 
 def _is_installed(runtime: str) -> bool:

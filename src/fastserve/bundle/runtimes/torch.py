@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar, Self
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from fastserve import device, models
 from fastserve.bundle.bundle import Bundle
+from fastserve.bundle.runtimes.padded import batches, padded_lengths
 from fastserve.errors import BundleError
 from fastserve.models import NetworkShape, RaggedTensor
 from fastserve.types import Encoded, FloatArray, Ragged
@@ -78,24 +77,3 @@ def build_network(bundle: Bundle) -> nn.Module:
     except RuntimeError as error:
         raise BundleError(f"{bundle.folder}: the weights do not fit the network '{spec.name}': {error}") from error
     return network
-
-
-def padded_lengths(encoded: Encoded) -> npt.NDArray[np.int64]:
-    """int64 (N,): the longest encoding of each row, at least 1."""
-    longest: npt.NDArray[np.int64] = np.max([ragged.lengths for ragged in encoded.values()], axis=0, initial=1)
-    return longest
-
-
-def batches(lengths: npt.NDArray[np.int64], budget: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Row numbers in groups of similar length: longest row x rows <= budget, or a single longer row.
-
-    A plain greedy walk over the rows from short to long; ties keep their order, so the groups are reproducible.
-    """
-    order = np.argsort(lengths, kind="stable")
-    start = 0
-    for position in range(len(order)):
-        if position > start and lengths[order[position]] * (position + 1 - start) > budget:
-            yield order[start:position]
-            start = position
-    if start < len(order):
-        yield order[start:]

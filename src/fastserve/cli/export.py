@@ -1,0 +1,84 @@
+"""`fastserve export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastserve.cli.main import json_option, show
+from fastserve.errors import UserError
+
+if TYPE_CHECKING:
+    from fastserve.compression.export import Exported
+
+
+@click.command()
+@click.argument("model")
+@click.option("--runtime", required=True, type=click.Choice(["onnx", "openvino"]), help="What shall run the network.")
+@click.option("--int8", is_flag=True, help="8-bit matrices: smaller, often faster; needs --data to be checked on.")
+@click.option("--data", help="Labelled texts that the model has not seen, to check the new form with.")
+@click.option("--name", help="Publish as the next version of this name instead of MODEL's own.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write a folder there instead of publishing.")
+@click.option("--max-drop", type=float, default=0.5, show_default=True, help="Points of accuracy that int8 may lose.")
+@click.option(
+    "--min-agreement", type=float, default=0.97, show_default=True, help="Share of texts to be answered as before."
+)
+@click.option("--text-column", help="Column of the texts; guessed by default.")
+@click.option("--label-column", help="Column of the labels; guessed by default.")
+@click.option("--separator", help="What parts several labels in one cell.")
+@json_option
+def export(
+    model: str,
+    name: str | None,
+    out: Path | None,
+    text_column: str | None,
+    label_column: str | None,
+    separator: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Make a version of MODEL that also holds its network in the form of a faster runtime.
+
+    The new form is compared with torch; `auto` uses it only where it is as good.
+    """
+    from fastserve import api, compression
+    from fastserve.config import check
+
+    if name is not None and out is not None:
+        raise UserError("--name publishes and --out writes a folder: give one of them")
+    columns = {"text": text_column, "label": label_column, "separator": separator}
+    options = check(compression.ExportOptions, {**settings, "columns": columns}, "export")
+    loaded = api.load(model)
+    parent = loaded.version.reference if loaded.version else None
+    target = name or (loaded.version.name if loaded.version else None)
+    if out is not None:
+        made = compression.export(loaded.bundle, out, options, parent=parent)
+    elif target is not None:
+        made = compression.publish(loaded.bundle, target, options, parent=parent)
+    else:
+        raise UserError(f"{model} is a folder and has no name to publish under: add --name NAME or --out FOLDER")
+    show(_result(made), _text(made), as_json=as_json)
+
+
+def _result(made: Exported) -> dict[str, Any]:
+    return {
+        "model": made.version.reference if made.version else str(made.bundle.folder),
+        "folder": str(made.bundle.folder),
+        "runtime": made.options.runtime,
+        "int8": made.options.int8,
+        "passed": made.passed,
+        "serves": made.serves,
+        "check": made.check.figures(),
+        "bytes": made.bundle.size_bytes(),
+    }
+
+
+def _text(made: Exported) -> str:
+    verdict = "passed" if made.passed else "not passed"
+    place = f"model   {made.version.reference}\n" if made.version else ""
+    return (
+        f"{made.options.form}: {verdict}; {made.check.describe()}\n\n{place}folder  {made.bundle.folder}\n"
+        f"serves  {made.serves} (by --runtime auto)"
+    )
