@@ -47,7 +47,7 @@ class DataConfig(Section):
         description="csv, tsv, jsonl, json, parquet or txt file, also .gz or .zst; a glob; an fsspec address; a Hugging Face data set name",
     )
     validation: str | Fraction | Auto = Field(
-        "auto", description="a file, a share of the training rows, or auto: a tenth, at most 3,000 rows"
+        "auto", description="a file, a share of the training rows, or auto: a twentieth, at least 200 and at most 2,000 rows, never over a fifth"
     )
     test: str | None = Field(
         None, description="a file for the final report; without it the validation rows are reported"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fastserve.config import DataConfig
 from fastserve.data.keys import first_of_each, is_among, same_form, same_forms
-from fastserve.data.split import Splits, load_splits, stratified
+from fastserve.data.split import Splits, _auto_rows, load_splits, stratified
 from fastserve.errors import DataError
 
 
@@ -70,19 +70,24 @@ def texts(splits: Splits) -> tuple[list[str], list[str]]:
     return train, [text for block in splits.validation.blocks() for text in block.texts]
 
 
-def test_auto_takes_a_tenth_and_the_seed_decides(tmp_path: Path) -> None:
+def test_auto_takes_200_of_1000_rows_and_the_seed_decides(tmp_path: Path) -> None:
     config = DataConfig(train=write(tmp_path / "a.tsv", ROWS))
     splits = load_splits(config, 0)
     train, validation = texts(splits)
     assert sorted(train + validation) == sorted(text for text, _ in ROWS)
-    assert len(validation) == len(splits.validation or ()) == 100
+    assert len(validation) == len(splits.validation or ()) == 200
     assert texts(load_splits(config, 0)) == (train, validation)
     assert texts(load_splits(config, 1)) != (train, validation)
     assert splits.labels == ["a", "b", "c"]
     whole = splits.train.index.label_counts
     assert splits.validation is not None
     for label, count in splits.validation.label_counts.items():
-        assert abs(count - whole[label] / 10) <= 1
+        assert abs(count - whole[label] / 5) <= 1
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(10, 2), (890, 178), (6_000, 300), (95_000, 2_000)])
+def test_how_many_rows_auto_holds_out(rows: int, expected: int) -> None:
+    assert _auto_rows(rows) == expected
 
 
 def test_the_split_does_not_depend_on_the_process(tmp_path: Path) -> None:

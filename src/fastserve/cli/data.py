@@ -39,8 +39,8 @@ def check(
     from fastserve.data.quality import check as check_quality
 
     config = DataConfig(columns=Columns(text=text_column, label=label_column, separator=separator))
-    other = open_dataset(against, config) if against is not None else None
-    report = check_quality(open_dataset(file, config), other, _language)
+    other = open_dataset(against, config, labelled=None) if against is not None else None
+    report = check_quality(open_dataset(file, config, labelled=None), other, _language)
     if out is not None:
         files.write_json(out, report.to_json())
     show(report.to_json(), str(report), as_json=as_json)

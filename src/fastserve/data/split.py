@@ -18,7 +18,8 @@ from fastserve.data.keys import first_of_each, is_among
 from fastserve.errors import DataError
 from fastserve.types import LongArray
 
-AUTO_SHARE, AUTO_ROWS = 0.1, 3000
+AUTO_SHARE, AUTO_FEWEST, AUTO_MOST = 0.05, 200, 2000
+"""Rows held out are rows not learned from: enough to judge by (within 2 points at 2,000), and no more than a fifth."""
 REMEMBER = 32 << 20
 """Characters of texts kept in memory between the passes over a file; they take up to four bytes each."""
 _SALT = 0x5911  # another stream than that of the batches, which have the same seed
@@ -132,7 +133,7 @@ def _without_leaks(index: Index, train: Dataset, held: list[LongArray], duplicat
 
 def _split_off(index: Index, chosen: BoolArray, validation: str | float, seed: int) -> BoolArray:
     rows = int(chosen.sum())
-    count = min(int(AUTO_SHARE * rows), AUTO_ROWS) if validation == "auto" else round(float(validation) * rows)
+    count = _auto_rows(rows) if validation == "auto" else round(float(validation) * rows)
     taken = np.zeros(len(index), bool)
     if validation != 0:
         if rows == len(index):
@@ -140,6 +141,10 @@ def _split_off(index: Index, chosen: BoolArray, validation: str | float, seed: i
         at = np.flatnonzero(chosen)
         taken[at] = stratified(index.keys[at], index.kinds[at], max(count, 1), seed)
     return taken
+
+
+def _auto_rows(rows: int) -> int:
+    return min(max(int(AUTO_SHARE * rows), AUTO_FEWEST), AUTO_MOST, rows // 5)
 
 
 def _check_left(index: Index, train: Dataset, chosen: BoolArray) -> None:
