@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from servers import Server
 
 from fastserve.serving.fake import FakeSource
 from fastserve.serving.inprocess import running
@@ -68,5 +69,21 @@ def serve(make_model: Callable[..., Path]) -> Iterator[Callable[..., Running]]:
             url, node = stack.enter_context(running(models, chosen, FakeSource(chosen)))
             client = stack.enter_context(httpx.Client(base_url=url, timeout=10))
             return Running(url, node, client)
+
+        yield start
+
+
+@pytest.fixture
+def launch(make_model: Callable[..., Path]) -> Iterator[Callable[..., Server]]:
+    """launch(*models, settings={...}, **options): a server in processes; `sentiment` is made where none is named."""
+    with ExitStack() as stack:
+
+        def start(*models: str, settings: dict[str, Any] | None = None, **options: Any) -> Server:
+            if not models:
+                make_model("sentiment", **(settings or {}))
+                models = ("sentiment@production",)
+            server = Server(*models, **options)
+            stack.callback(server.close)
+            return server
 
         yield start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -51,7 +52,7 @@ class ServeOptions(Section):
 
     parity_tolerance: Annotated[float, Field(gt=0)] | Auto = Field(
         "auto",
-        description="largest difference to the scores of the evaluation; auto: 1e-3 for int8 and bf16, else 1e-4",
+        description="largest difference to the scores of the evaluation; auto: 1e-3",
     )
     access_log: bool = Field(False, description="log one line for each request (never its texts)")
     log_level: Literal["info", "warning", "error"] = "info"
@@ -59,4 +60,7 @@ class ServeOptions(Section):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
-        return self.host == "localhost" or self.host.startswith("127.") or self.host in ("::1", "[::1]")
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host == "localhost"
