@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_samples import OUTPUTS, SHAPE, logits, random_texts, tensors
+from model_samples import OUTPUTS, build_fitted, logits, random_texts, tensors
 from torch import nn
 
-from fastserve.models import build
+from fastserve.models.network import HasStatistics
 from fastserve.types import Ragged
 
 NETWORKS: dict[str, dict[str, object]] = {
@@ -27,12 +27,7 @@ NETWORKS: dict[str, dict[str, object]] = {
 
 
 def make(case: str, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    network = build(case.split()[0], NETWORKS[case], SHAPE)
-    for parameter in network.parameters():
-        if not parameter.any():  # tables that start at zero would hide differences
-            nn.init.normal_(parameter, std=0.3)
-    return network
+    return build_fitted(case.split()[0], NETWORKS[case], seed)
 
 
 @pytest.fixture(params=sorted(NETWORKS))
@@ -100,7 +95,7 @@ def test_it_learns_which_word_decides(network: nn.Module) -> None:
 def test_the_state_dict_is_the_whole_network(case: str) -> None:
     first, second = make(case, seed=1), make(case, seed=2)
     encoded = random_texts(np.random.default_rng(4), [5, 8])
-    if hasattr(first, "fit_statistics"):
+    if isinstance(first, HasStatistics):
         first.fit_statistics([(encoded, np.array([0, 1]))])
     second.load_state_dict(first.state_dict())
     assert torch.equal(logits(first, encoded), logits(second, encoded))

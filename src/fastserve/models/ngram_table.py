@@ -25,8 +25,8 @@ class NgramTable(nn.Module):
     """Sum of value * weight[row] over a text's n-grams.
 
     value = (1 + log(count)) * idf, then characters (even ids) and words (odd ids) are each scaled to length sqrt(1/2).
-    kept: int32 (M,), the ids that have a row, ascending; idf: float32 (M,); weight: float32 (M, width). Before
-    `fit_statistics` every id has a row and idf is 1.
+    kept: int32 (M,), the ids that have a row, ascending; idf: float32 (M,); weight: float32 (M, width). No id has a row
+    before `fit_statistics` or the loading of a state: a table of all ids would not fit the memory.
     """
 
     kept: Tensor
@@ -37,10 +37,10 @@ class NgramTable(nn.Module):
         super().__init__()
         self.size, self.width, self.std = size, width, std
         self.sparse_gradients = False
-        self.register_buffer("kept", torch.arange(size, dtype=torch.int32))
-        self.register_buffer("idf", torch.ones(size))
-        self.register_buffer("row_of", torch.arange(size, dtype=torch.int32), persistent=False)
-        self.weight = nn.Parameter(self._fresh(size))
+        self.register_buffer("kept", torch.zeros(0, dtype=torch.int32))
+        self.register_buffer("idf", torch.zeros(0))
+        self.register_buffer("row_of", torch.full((1,), -1, dtype=torch.int32), persistent=False)
+        self.weight = nn.Parameter(self._fresh(0))
 
     def _fresh(self, rows: int) -> Tensor:
         weight = torch.zeros(rows, self.width)
@@ -61,7 +61,8 @@ class NgramTable(nn.Module):
         """Change which ids have a row. The parameter stays the same object, for an optimizer that holds it."""
         device = self.weight.device
         self.kept = kept.to(device)
-        self.row_of = torch.full((self.size,), -1, dtype=torch.int32, device=device)
+        beyond = int(kept[-1]) + 1 if len(kept) else 0  # no id from here on has a row
+        self.row_of = torch.full((beyond + 1,), -1, dtype=torch.int32, device=device)
         self.row_of[self.kept.long()] = torch.arange(len(kept), dtype=torch.int32, device=device)
         self.weight.data = weight.to(device)
         self.weight.grad = None
@@ -80,7 +81,7 @@ class NgramTable(nn.Module):
     def valued(self, ngrams: RaggedTensor) -> RaggedTensor:
         """Rows of the table instead of ids, values instead of counts."""
         ids = ngrams.values.long()
-        places = self.row_of[ids]
+        places = self.row_of[ids.clamp_max(len(self.row_of) - 1)]
         is_kept = places >= 0
         places, rows, ids = places[is_kept].long(), ngrams.rows[is_kept], ids[is_kept]
         values = self.idf[places]
