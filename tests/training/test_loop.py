@@ -106,8 +106,8 @@ def test_the_first_steps_equal_plain_pytorch(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.05)
     data = rows()
     for chosen in Shuffled().epoch(0)[:5]:
-        run.step(chosen)
         batch = data.batch(chosen)
+        run.step(batch)
         inputs = {"tokens": RaggedTensor.from_ragged(batch.inputs["tokens"])}
         loss = nn.functional.cross_entropy(reference(inputs), torch.from_numpy(batch.targets))
         optimizer.zero_grad()

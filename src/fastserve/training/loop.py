@@ -22,6 +22,7 @@ from fastserve.errors import TrainingError
 from fastserve.models.ragged import RaggedTensor
 from fastserve.tasks.base import Task
 from fastserve.training import checkpoint
+from fastserve.training.ahead import ahead
 from fastserve.training.events import Checkpointed, Evaluated, Event, Finished, RateReduced, Resumed, Stepped
 from fastserve.training.optimizers import Optimizers
 from fastserve.training.settings import Settings
@@ -115,8 +116,8 @@ class TrainingRun:
     def _epoch(self) -> Iterator[Event]:
         """What is left of the current epoch."""
         at = self.progress
-        for rows in self.plan.epoch(at.epoch)[at.batch :]:
-            yield self.step(rows)
+        for batch in ahead(self.train.batch, self.plan.epoch(at.epoch)[at.batch :]):
+            yield self.step(batch)
             if at.step % self.settings.evaluate_every == 0:
                 yield from self.evaluate()
             if at.over:
@@ -127,10 +128,9 @@ class TrainingRun:
         if at.epoch >= self.settings.recipe.epochs:
             yield from self._last_evaluation()
 
-    def step(self, rows: LongArray) -> Stepped:
-        """One optimizer step on the given rows."""
+    def step(self, batch: Batch) -> Stepped:
+        """One optimizer step."""
         at = self.progress
-        batch = self.train.batch(rows)
         inputs, targets = self._to_device(batch)
         self.network.train()
         with self._autocast():

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastserve.models.network import HasParameterGroups, HasSparseGradients
+from fastserve.training.row_optimizers import RowAdam, RowSgd
 from fastserve.types import ParameterGroup, Recipe
 
 Groups = list[dict[str, Any]]
@@ -21,9 +22,9 @@ DENSE: Mapping[str, Maker] = {
     "sgd": torch.optim.SGD,
 }
 SPARSE: Mapping[str, Maker] = {
-    "adamw": torch.optim.SparseAdam,
+    "adamw": RowAdam,
     "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
+    "sgd": RowSgd,
 }
 
 

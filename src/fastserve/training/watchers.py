@@ -16,7 +16,7 @@ from fastserve.training.settings import Settings
 Watcher = Callable[[Event], None]
 
 EVENTS = "events.jsonl"
-MOST_STEP_LINES = 2_000
+MOST_STEP_LINES = 500
 """How many optimizer steps of a run are written down; a longer run writes every n-th."""
 
 
