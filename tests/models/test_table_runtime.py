@@ -20,7 +20,7 @@ from fastserve.types import Encoded, Ragged
 CASES: dict[str, dict[str, object]] = {
     "bag": {},
     "bag hidden": {"dim": 8},
-    "wide-deep": {"members": 2, "dim": 12, "filters": 6, "wide_share": 3.0},
+    "wide-deep": {"members": 2, "dim": 12, "filters": 6, "deep_share": 0.7},
     "mlp": {"dim": 16, "hidden": [12, 10]},
     "mlp linear": {"dim": 16, "hidden": []},
     "textcnn": {"dim": 16, "filters": 8},

@@ -75,14 +75,13 @@ class WideDeepTable:
 
     def __init__(self, weights: Weights) -> None:
         self.ngrams = NgramRows(_part(weights, "table"))
-        self.bias, self.wide_share = _floats(weights, "bias", "wide_share")
+        self.bias, self.scale, self.deep_share = _floats(weights, "bias", "scale", "deep_share")
         self.members = [TextCnnTable(_part(weights, name)) for name in _numbered(weights, "members", "embedding")]
 
     def logits(self, encoded: Encoded) -> FloatArray:
-        wide = (self.ngrams.sums(encoded["ngrams"]) + self.bias) * self.wide_share
+        wide = (self.ngrams.sums(encoded["ngrams"]) + self.bias) * self.scale
         deep = [member.logits(encoded) for member in self.members]
-        mixed: FloatArray = wide + sum(deep) / np.float32(len(deep))
-        return mixed
+        return wide + np.mean(deep, axis=0, dtype=np.float32) * self.deep_share
 
 
 class MlpTable:
