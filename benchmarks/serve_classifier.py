@@ -236,7 +236,7 @@ def in_process(folder: Path, texts: Sequence[str], seconds: float) -> dict[int, 
     code = (
         "import json, sys, time\n"
         "from fastserve.bundle.bundle import Bundle\nfrom fastserve.bundle.predictor import Predictor\n"
-        "folder, texts, seconds = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3])\n"
+        "folder, texts, seconds = sys.argv[1], json.load(sys.stdin), float(sys.argv[2])\n"
         "model = Predictor(Bundle.load(folder), threads=1).warm()\nfound = {}\n"
         "for size in (1, 8, 32, 64):\n"
         "    batches = [[texts[(i + j) % len(texts)] for j in range(size)] for i in range(0, len(texts), size)]\n"
@@ -246,19 +246,9 @@ def in_process(folder: Path, texts: Sequence[str], seconds: float) -> dict[int, 
         "    found[size] = count / (time.perf_counter() - start)\n"
         "print(json.dumps(found))\n"
     )
-    command = [
-        "taskset",
-        "-c",
-        str(SERVER_CORE),
-        sys.executable,
-        "-c",
-        code,
-        str(folder),
-        json.dumps(texts),
-        str(seconds),
-    ]
+    command = ["taskset", "-c", str(SERVER_CORE), sys.executable, "-c", code, str(folder), str(seconds)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, check=True, env=environment)
     return {int(size): rate for size, rate in json.loads(done.stdout).items()}
 
 
