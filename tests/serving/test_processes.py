@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -220,6 +221,13 @@ def test_several_models_and_workers(launch: Callable[..., Server], make_model: C
     for _ in range(5):  # whichever worker answers, it answers for all
         text = httpx.get(f"{server.url}/metrics").text
         assert 'fastserve_requests_total{model="topics",status="200"} 20' in text
+    with ExitStack() as stack:
+        for _ in range(10):
+            stack.enter_context(connect(server.port))
+        text = httpx.get(f"{server.url}/metrics").text
+        counts = [int(line.split()[1]) for line in text.splitlines() if line.startswith("fastserve_connections{")]
+        assert sum(counts) >= 10
+        assert min(counts) >= 3, "connections are spread over the workers"
     os.kill(server.workers()[0], signal.SIGKILL)
     with Load(server.port, clients=2) as load:
         server.wait_for("worker ended")

@@ -17,7 +17,7 @@ from typing import Final
 STATUSES: Final = (200, 400, 401, 404, 405, 408, 413, 415, 429, 431, 500, 503)
 BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 COUNTERS: Final = ("nanoseconds", "texts", "tokens", "batches", "compute_nanoseconds", "cancelled", "refused", "swaps")
-GAUGES: Final = ("waiting", "waiting_tokens", "version", "ready")
+GAUGES: Final = ("waiting", "waiting_tokens", "version", "ready", "connections", "accepting")
 FIELDS: Final = (*map(str, STATUSES), *(f"le_{bound}" for bound in (*BUCKETS, "inf")), *COUNTERS, *GAUGES)
 INDEX: Final = {name: position for position, name in enumerate(FIELDS)}
 _STATUS_INDEX = {status: INDEX[str(status)] for status in STATUSES}
@@ -98,6 +98,12 @@ class Board:
             row = self.row(worker, model)
             for name in GAUGES:
                 row[name] = 0
+
+    def has_most_connections(self, worker: int) -> bool:
+        """Whether a worker that also accepts has fewer open connections than `worker`."""
+        mine = self.row(worker, "")["connections"]
+        others = (self.row(other, "") for other in range(self.workers) if other != worker)
+        return any(row["accepting"] and row["connections"] < mine for row in others)
 
     def total(self, model: str, name: str) -> int:
         return sum(self.row(worker, model)[name] for worker in range(self.workers))

@@ -14,6 +14,7 @@ import os
 import re
 import time
 from collections import deque
+from collections.abc import Callable
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import cast
@@ -32,6 +33,7 @@ class Connections:
     def __init__(self, handler: Handler, limits: HttpLimits) -> None:
         self.handler, self.limits = handler, limits
         self.open: set[Connection] = set()
+        self.on_change: Callable[[int], None] = lambda count: None
         self.date = formatdate(usegmt=True).encode("ascii")
         self._ids = itertools.count(1)
         self._prefix = os.urandom(4).hex()
@@ -106,9 +108,11 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self.owner.open.add(self)
+        self.owner.on_change(len(self.owner.open))
 
     def connection_lost(self, error: Exception | None) -> None:
         self.owner.open.discard(self)
+        self.owner.on_change(len(self.owner.open))
         self._transport = None
         self._waiting.clear()
         current, self._current = self._current, None

@@ -7,23 +7,28 @@ import contextlib
 import errno
 import ipaddress
 import socket
+from collections.abc import Callable
 
 from fastserve.errors import ServingError
 from fastserve.serving.connection import Connections
 
 _BACKLOG = 1024
+_YIELD_SECONDS = 0.001
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Listener:
     """Takes one connection each time the event loop turns.
 
-    A server's own accept loop would empty the whole backlog into the first process that wakes. One at a time, whoever
-    is least busy takes the next, and a full process leaves it to the others.
+    A server's own accept loop would empty the whole backlog into the first process that wakes. Here a process that
+    has more connections than another (`should_yield`) leaves the next to the others for a moment, and a full one leaves
+    all to them.
     """
 
-    def __init__(self, listening: socket.socket, connections: Connections) -> None:
-        self._listening, self._connections = listening, connections
+    def __init__(
+        self, listening: socket.socket, connections: Connections, should_yield: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._listening, self._connections, self._should_yield = listening, connections, should_yield
         self._loop = asyncio.get_running_loop()
         self._is_open = False
         self._adopting: set[asyncio.Task[object]] = set()
@@ -57,8 +62,18 @@ class Listener:
             continue
 
     def _accept(self) -> None:
-        if self._connections.is_full or not self._take():
+        if self._should_yield():
+            self._loop.remove_reader(self._listening.fileno())
+            self._loop.call_later(_YIELD_SECONDS, self._insist)
+        elif self._connections.is_full or not self._take():
             self._rest_if_full()
+
+    def _insist(self) -> None:
+        """Take what the others left: they may be busy, or hang."""
+        if self._is_open:
+            self._loop.add_reader(self._listening.fileno(), self._accept)
+            if not self._connections.is_full:
+                self._take()
 
     def _rest_if_full(self) -> None:
         """Leave new connections to other processes until `look` finds room."""

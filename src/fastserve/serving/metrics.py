@@ -49,6 +49,9 @@ def _lines(board: Board) -> Iterator[str]:
         for worker in range(board.workers):
             version = board.row(worker, model)["version"]
             yield f'fastserve_model_version{{model="{model}",worker="{worker}"}} {version}'
+    yield from _head("connections", "gauge", "Open connections of each worker.")
+    for worker in range(board.workers):
+        yield f'fastserve_connections{{worker="{worker}"}} {board.row(worker, "")["connections"]}'
     yield from _head("workers", "gauge", "Worker processes that the server is meant to have.")
     yield f"fastserve_workers {board.workers}"
     yield from _head("worker_restarts_total", "counter", "Workers that were replaced after a crash or a hang.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -47,6 +48,8 @@ class Node:
         gate = Gate(keys, rate=options.requests_per_second, burst=options.burst, state=self.board.keys)
         self.app = App(self.slots, options, gate, self.board, worker, self.events)
         self.connections = Connections(self.app, http_limits(options))
+        self._row = self.board.row(worker, "")
+        self.connections.on_change = functools.partial(self._row.__setitem__, "connections")
         self.on_swap: Callable[[], None] = lambda: None
         self._tasks: list[asyncio.Task[None]] = []
         self._listener: Listener | None = None
@@ -95,8 +98,10 @@ class Node:
 
     def open(self, listening: socket.socket) -> None:
         """Take connections, and begin to look after them."""
-        self._listener = Listener(listening, self.connections)
+        yields = (lambda: self.board.has_most_connections(self.worker)) if self.board.workers > 1 else lambda: False
+        self._listener = Listener(listening, self.connections, yields)
         self._listener.open()
+        self._row["accepting"] = 1
         self._tasks = [self._start(self._tick), self._start(self._watch)]
 
     def _start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> asyncio.Task[None]:
@@ -150,6 +155,7 @@ class Node:
     async def drain(self) -> None:
         """Take nothing new, finish what was accepted (up to `drain_seconds`), and close."""
         self.app.draining = True
+        self._row["accepting"] = 0
         if self._listener is not None:
             self._listener.close()
         end = time.monotonic() + self.options.drain_seconds
