@@ -15,7 +15,7 @@ from fastserve import __version__, config, device
 from fastserve.cli.main import json_option, show
 
 EXTRAS = {
-    "serve": ("starlette", "uvicorn", "orjson"),
+    "serve": ("httptools", "orjson", "uvloop"),
     "parquet": ("pyarrow",),
     "remote": ("fsspec", "datasets"),
     "pretrained": ("transformers",),
