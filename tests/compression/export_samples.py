@@ -23,9 +23,8 @@ BAD = ["bad", "awful", "poor", "很差", "讨厌", "失望"]
 PLAIN = ["the", "shop", "parcel", "was", "物流", "质量", "and", "today", "手机", "really"]
 
 NETWORKS: dict[str, dict[str, Any]] = {
-    "transformer": {"dim": 32, "layers": 2, "heads": 2, "feedforward": 64},
+    "transformer": {"dim": 32, "layers": 1, "heads": 2, "feedforward": 64},
     "textcnn": {"dim": 16, "filters": 8},
-    "mlp": {"dim": 16, "hidden": [16]},
     "export_samples:OwnNetwork": {},
 }
 

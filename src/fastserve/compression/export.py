@@ -104,7 +104,10 @@ def _check(bundle: Bundle, candidate: Bundle, options: ExportOptions) -> tuple[C
         return compare(before, after, None, multi_label=multi_label), None
     answered = answer(pair, options.data, DataConfig(columns=options.columns))
     if options.int8 and len(answered.texts) < FEW_TEXTS:
-        warn(f"{options.data} has {len(answered.texts):,} texts; with under {FEW_TEXTS:,} a small loss is not seen")
+        weight = 100 / len(answered.texts)
+        warn(
+            f"{options.data} has {len(answered.texts):,} texts, so that one answer is {share:.1f} points: check on more"
+        )
     before, after = answered.probabilities
     return compare(before, after, answered.targets, multi_label=multi_label), answered
 
