@@ -47,7 +47,8 @@ class DataConfig(Section):
         description="csv, tsv, jsonl, json, parquet or txt file, also .gz or .zst; a glob; an fsspec address; a Hugging Face data set name",
     )
     validation: str | Fraction | Auto = Field(
-        "auto", description="a file, a share of the training rows, or auto: a twentieth, at least 200 and at most 2,000 rows, never over a fifth"
+        "auto",
+        description="a file, a share of the training rows, or auto: a twentieth, at least 200 and at most 2,000 rows, never over a fifth",
     )
     test: str | None = Field(
         None, description="a file for the final report; without it the validation rows are reported"
@@ -138,8 +139,11 @@ class TrainConfig(Section):
         "auto", description="auto: bf16 where the processor multiplies it fast and the network gains"
     )
     device: str = "auto"
-    early_stopping: Annotated[int, Field(ge=0)] = Field(
-        2, description="stop after so many evaluations without improvement; 0 never stops"
+    keep: Literal["auto", "best", "last"] = Field(
+        "auto", description="which weights are kept: those of the best evaluation, or those of the last step"
+    )
+    early_stopping: Annotated[int, Field(ge=0)] | Auto = Field(
+        "auto", description="stop after so many evaluations without improvement; 0 never stops"
     )
     plateau_patience: Positive = Field(
         1, description="with schedule: plateau, evaluations without improvement before the rate is halved"

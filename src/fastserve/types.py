@@ -148,11 +148,13 @@ class TextPreferences:
     """What `auto` means in the text section for one network."""
 
     segment: str = "jieba"
-    """Segmentation for Chinese and mixed data; texts without Han characters use "whitespace" unless this is "subword"."""
+    """Segmentation for Chinese and mixed data; texts without Han characters use "whitespace" unless "subword"."""
     vocabulary_size: int = 100_000
     tokenizer_file: str | None = None
     """A tokenizer.json that the network's pretrained weights demand; implies `segment: subword`."""
     max_length: int = 512
+    han_characters: tuple[int, int] = (1, 3)
+    """How many characters an n-gram with a Han character has, at least and at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,10 @@ class Recipe:
     schedule: str = "linear"
     label_smoothing: float = 0.0
     gradient_clip: float = 1.0
+    keep: str = "best"
+    """Which weights are kept: of the best evaluation, or of the last step (where the schedule ends at rest)."""
+    early_stopping: int = 2
+    """Evaluations without improvement after which a run ends; 0 goes on to the end."""
     bf16: bool = False
     """Whether the network gains by computing in bfloat16 where the hardware is fast at it."""
     average: float = 0.0

@@ -58,13 +58,23 @@ def test_a_single_text_keeps_its_ngrams() -> None:
     assert table.kept.tolist() == [2, 4]
 
 
+def test_what_is_computed_once_gives_the_same(table: NgramTable) -> None:
+    torch.nn.init.normal_(table.weight)
+    encoded = {"ngrams": ragged([{2: 1, 3: 2, 9: 1}, {}, {4: 1, 2: 3}]), "tokens": ragged([{1: 1}, {}, {}])}
+    ready = table.precompute(encoded)
+    assert "ngrams" not in ready
+    assert ready["tokens"] is encoded["tokens"]
+    once = table({name: RaggedTensor.from_ragged(part) for name, part in ready.items()})
+    torch.testing.assert_close(once, table({"ngrams": RaggedTensor.from_ragged(encoded["ngrams"])}))
+
+
 def test_loading_takes_over_the_rows_and_keeps_the_parameter(table: NgramTable) -> None:
     torch.nn.init.normal_(table.weight)
     other = NgramTable(12, 2)
     parameter = other.weight
     other.load_state_dict(table.state_dict())
     assert other.weight is parameter
-    inputs = RaggedTensor.from_ragged(ragged([{2: 1, 3: 2, 9: 1}]))
+    inputs = {"ngrams": RaggedTensor.from_ragged(ragged([{2: 1, 3: 2, 9: 1}]))}
     assert torch.equal(other(inputs), table(inputs))
 
 

@@ -162,7 +162,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
 
 
 def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
-    run = make(tmp_path, noise=True, recipe=replace(RECIPE, epochs=200), early_stopping=2)
+    run = make(tmp_path, noise=True, recipe=replace(RECIPE, epochs=200))
     events = list(run.events())
     evaluations = of_kind(events, Evaluated)
     best = max(evaluations, key=lambda event: event.metrics["accuracy"])
@@ -172,9 +172,17 @@ def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
     assert run.task.quick_metrics(logits, targets) == pytest.approx(best.metrics)
 
 
+def test_the_last_weights_are_kept_where_the_recipe_says_so(tmp_path: Path) -> None:
+    run = make(tmp_path, noise=True, recipe=replace(RECIPE, epochs=10, early_stopping=0, keep="last"))
+    events = list(run.events())
+    assert events[-1].best_step == events[-1].step
+    logits, targets = run.logits(run.validation, run.validation_batches)
+    assert run.task.quick_metrics(logits, targets) == pytest.approx(of_kind(events, Evaluated)[-1].metrics)
+
+
 def test_a_plateau_lowers_the_rate(tmp_path: Path) -> None:
-    recipe = replace(RECIPE, schedule="plateau", warmup=0.0, epochs=12)
-    run = make(tmp_path, noise=True, recipe=recipe, early_stopping=0, plateau_patience=1)
+    recipe = replace(RECIPE, schedule="plateau", warmup=0.0, epochs=12, early_stopping=0)
+    run = make(tmp_path, noise=True, recipe=recipe, plateau_patience=1)
     events = list(run.events())
     reductions = of_kind(events, RateReduced)
     assert reductions
@@ -197,7 +205,7 @@ def test_checkpoints_are_few_and_timed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 def test_schedules_rise_then_fall(schedule: str) -> None:
-    found = Settings(replace(RECIPE, schedule=schedule, warmup=0.25), 10, 10, 0, 1, "loss", False, 0, 0)
+    found = Settings(replace(RECIPE, schedule=schedule, warmup=0.25), 10, 10, 1, "loss", False, 0, 0)
     rates = [found.rate_at(step) for step in range(found.total_steps)]
     assert all(0 < rate <= 1 for rate in rates)
     assert rates[:10] == sorted(rates[:10])

@@ -31,7 +31,7 @@ class Bag(nn.Module):
     """With dim 0 the table's rows are the labels' weights, trained by a squared hinge; else ReLU and entropy."""
 
     encodings: ClassVar[tuple[str, ...]] = ("ngrams",)
-    preferences: ClassVar[TextPreferences] = TextPreferences()
+    preferences: ClassVar[TextPreferences] = TextPreferences(han_characters=(1, 2))
     Options: ClassVar[type[Section]] = BagOptions
     scale: Tensor
 
@@ -55,6 +55,8 @@ class Bag(nn.Module):
             weight_decay=0.0,
             warmup=0.0,
             gradient_clip=0.0,
+            keep="last",
+            early_stopping=0,
         )
 
     @property
@@ -77,8 +79,12 @@ class Bag(nn.Module):
         """Weigh n-grams by how rare they are, and forget those of a single text."""
         self.table.fit_statistics(encoded)
 
+    def precompute(self, inputs: Encoded) -> Encoded:
+        """See `NgramTable`."""
+        return self.table.precompute(inputs)
+
     def forward(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
-        summed = self.table(inputs["ngrams"]) + self.bias
+        summed = self.table(inputs) + self.bias
         if self.output is None:
             scores: Tensor = self.scale * summed
             return scores

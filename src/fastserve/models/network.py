@@ -73,7 +73,8 @@ class HasSparseGradients(Protocol):
 
     `sparse_gradients` is False when built: gradients are dense and any optimizer works. A trainer whose optimizer takes
     the touched rows alone sets it to True: gradients are then `torch.sparse_coo` with one sparse dimension, whose
-    indices are distinct and ascending (although `is_coalesced()` says no: torch forgets the mark).
+    indices are distinct and ascending (although `is_coalesced()` says no: torch forgets the mark), except that those of
+    a parameter in a group of plain gradient descent (`ParameterGroup.optimizer` "sgd") may repeat.
     """
 
     sparse_gradients: bool
@@ -98,6 +99,15 @@ class HasParameterGroups(Protocol):
 
     def parameter_groups(self) -> Iterable[ParameterGroup]:
         """Parameters that none of the groups names are trained as the recipe says."""
+        ...
+
+
+@runtime_checkable
+class HasFixedInputs(Protocol):
+    """A network whose first steps do not change in training, so that a trainer may take them once for all epochs."""
+
+    def precompute(self, inputs: Encoded) -> Encoded:
+        """The inputs after those steps, under other names where they differ; forward() takes either."""
         ...
 
 

@@ -17,6 +17,7 @@ from fastserve.models.ragged import RaggedTensor
 from fastserve.models.rows import weighted_sum
 from fastserve.types import Encoded
 
+VALUED = "ngrams as table rows"
 MIN_TEXTS = 2
 """An n-gram seen in fewer training texts is left out."""
 
@@ -36,6 +37,7 @@ class NgramTable(nn.Module):
     def __init__(self, size: int, width: int, *, std: float = 0.0) -> None:
         super().__init__()
         self.size, self.width, self.std = size, width, std
+        self.is_linear = std == 0  # and then trained by plain gradient descent
         self.sparse_gradients = False
         self.register_buffer("kept", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("idf", torch.zeros(0))
@@ -51,7 +53,7 @@ class NgramTable(nn.Module):
         texts, counts = 0, np.zeros(self.size, np.int32)
         for inputs, _ in blocks:
             texts += len(inputs["ngrams"])
-            np.add.at(counts, inputs["ngrams"].values, 1)  # an n-gram is listed once in a text
+            counts += np.bincount(inputs["ngrams"].values, minlength=self.size)  # each is listed once in a text
         kept = np.flatnonzero(counts >= min(MIN_TEXTS, texts))
         idf = np.log((1 + texts) / (1 + counts[kept])) + 1
         self._keep(torch.from_numpy(kept.astype(np.int32)), self._fresh(len(kept)))
@@ -74,9 +76,15 @@ class NgramTable(nn.Module):
             self.idf = torch.ones(len(kept), device=self.weight.device)
         super()._load_from_state_dict(state, prefix, *rest)
 
-    def forward(self, ngrams: RaggedTensor) -> Tensor:
-        """(B, width)"""
-        return weighted_sum(self.weight, self.valued(ngrams), sparse=self.sparse_gradients)
+    def forward(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
+        """(B, width), from "ngrams" or from what `precompute` made of them."""
+        ready = inputs[VALUED] if VALUED in inputs else self.valued(inputs["ngrams"])
+        return weighted_sum(self.weight, ready, sparse=self.sparse_gradients, repeats=self.is_linear)
+
+    def precompute(self, inputs: Encoded) -> Encoded:
+        """Table rows and values instead of n-grams and counts; other encodings stay."""
+        ready = self.valued(RaggedTensor.from_ragged(inputs["ngrams"]).to(self.idf.device)).cpu_ragged()
+        return {VALUED: ready, **{name: ragged for name, ragged in inputs.items() if name != "ngrams"}}
 
     def valued(self, ngrams: RaggedTensor) -> RaggedTensor:
         """Rows of the table instead of ids, values instead of counts."""

@@ -59,6 +59,11 @@ class RaggedTensor:
         ids[mask] = self.values.long()
         return ids, mask
 
+    def cpu_ragged(self) -> Ragged:
+        """The same as arrays: int32 values, int64 offsets, float32 weights."""
+        weights = None if self.weights is None else self.weights.cpu().numpy()
+        return Ragged(self.values.int().cpu().numpy(), self.offsets.cpu().numpy(), weights)
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> RaggedTensor:
         return RaggedTensor(
             self.values.to(device, non_blocking=non_blocking),

@@ -88,28 +88,43 @@ def row_gradient(unique: Tensor, rows: Tensor, shape: torch.Size, *, sparse: boo
     return rows.new_zeros(shape).index_copy_(0, unique, rows)
 
 
-def weighted_sum(table: Tensor, ids: RaggedTensor, *, sparse: bool) -> Tensor:
-    """out[i] = sum of weight * table[id] over row i of `ids`, which has weights: (B, D)."""
+def weighted_sum(table: Tensor, ids: RaggedTensor, *, sparse: bool, repeats: bool = False) -> Tensor:
+    """out[i] = sum of weight * table[id] over row i of `ids`, which has weights: (B, D).
+
+    sparse: the gradient of `table` is a `sparse_coo` tensor of the touched rows. repeats: with an entry for each id,
+    which saves a sort, for an optimizer that adds up what repeats.
+    """
     parts = (ids.values, ids.offsets, ids.weights, ids.rows)
-    summed: Tensor = _WeightedSum.apply(table, *parts, sparse)  # type: ignore[no-untyped-call]
+    summed: Tensor = _WeightedSum.apply(table, *parts, sparse, repeats)  # type: ignore[no-untyped-call]
     return summed
 
 
 class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, table: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor, rows: Tensor, sparse: bool
+        ctx: Any,
+        table: Tensor,
+        ids: Tensor,
+        offsets: Tensor,
+        weights: Tensor,
+        rows: Tensor,
+        sparse: bool,
+        repeats: bool,
     ) -> Tensor:
         ctx.save_for_backward(ids, weights, rows)
-        ctx.shape, ctx.sparse = table.shape, sparse
+        ctx.shape, ctx.sparse, ctx.repeats = table.shape, sparse, repeats
         return _bag(table, ids, offsets, weights)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         ids, weights, rows = ctx.saved_tensors
+        nothing = (None,) * 6
+        if ctx.sparse and ctx.repeats:
+            parts = weights[:, None] * gradient[rows]
+            return torch.sparse_coo_tensor(ids.long()[None], parts, ctx.shape, check_invariants=False), *nothing
         groups = group(ids)
         found = _bag(gradient.contiguous(), rows[groups.order], groups.ends, weights[groups.order])
-        return row_gradient(groups.unique, found, ctx.shape, sparse=ctx.sparse), None, None, None, None, None
+        return row_gradient(groups.unique, found, ctx.shape, sparse=ctx.sparse), *nothing
 
 
 def _bag(table: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:

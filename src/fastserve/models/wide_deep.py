@@ -81,6 +81,8 @@ class WideDeep(nn.Module):
             weight_decay=0.0,
             warmup=0.0,
             gradient_clip=0.0,
+            keep="last",
+            early_stopping=0,
         )
 
     @property
@@ -104,6 +106,10 @@ class WideDeep(nn.Module):
         """Weigh n-grams by how rare they are, and forget those of a single text."""
         self.table.fit_statistics(encoded)
 
+    def precompute(self, inputs: Encoded) -> Encoded:
+        """See `NgramTable`."""
+        return self.table.precompute(inputs)
+
     def forward(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
         deep = stack([member(inputs) for member in self._members()]).mean(0)
         return self.scale * self._scores(inputs) + self.deep_share * deep
@@ -114,7 +120,7 @@ class WideDeep(nn.Module):
         return squared_hinge(self._scores(inputs), targets, task) + cast(Tensor, sum(losses))
 
     def _scores(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
-        scores: Tensor = self.table(inputs["ngrams"]) + self.bias
+        scores: Tensor = self.table(inputs) + self.bias
         return scores
 
     def _members(self) -> list[TextCnn]:

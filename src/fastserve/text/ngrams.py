@@ -57,9 +57,9 @@ class NgramOptions:
     bits: int = 24
 
     @classmethod
-    def for_language(cls, has_han: bool) -> NgramOptions:
-        """The defaults; the one place that holds them."""
-        return cls() if has_han else cls(narrow=(2, 5), words=(1, 3))
+    def for_language(cls, has_han: bool, han_characters: tuple[int, int] = (1, 3)) -> NgramOptions:
+        """The defaults; the one place that holds them. han_characters: what the network prefers."""
+        return cls(wide=han_characters) if has_han else cls(wide=han_characters, narrow=(2, 5), words=(1, 3))
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any]) -> NgramOptions:

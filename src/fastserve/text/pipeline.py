@@ -102,7 +102,9 @@ class TextPipeline:
             tokens = self._subword(texts)
         elif TOKENS in self.encodings and segmenter is not None:
             tokens = self._learn(texts, segmenter, cores() if workers is None else workers)
-        ngrams = NgramOptions.for_language(self.language.has_han) if NGRAMS in self.encodings else None
+        ngrams = None
+        if NGRAMS in self.encodings:
+            ngrams = NgramOptions.for_language(self.language.has_han, self.preferences.han_characters)
         length = self._decide_max_length(texts, segmenter, tokens)
         self._encoder = TextEncoder(self.cleaner, self.encodings, segmenter, tokens, length, ngrams)
 

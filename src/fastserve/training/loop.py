@@ -156,14 +156,15 @@ class TrainingRun:
             logits, targets = self.logits(self.validation, self.validation_batches)
             metrics = self.task.quick_metrics(logits, targets)
             value = metrics[settings.metric] * (1 if settings.more_is_better else -1)
-            best = at.best_value is None or value > at.best_value
-            if best:
-                self.best = self._copy()
-                at.best_value, at.best_step = value, at.step
-        at.evaluations_without_gain = 0 if best else at.evaluations_without_gain + 1
-        at.plateau = 0 if best else at.plateau + 1
-        yield Evaluated(at.step, at.epoch, metrics, best)
-        if settings.early_stopping and at.evaluations_without_gain >= settings.early_stopping:
+            gain = at.best_value is None or value > at.best_value
+            if gain or settings.recipe.keep == "last":
+                self.best, at.best_step = self._copy(), at.step
+            at.best_value = value if gain else at.best_value
+        at.evaluations_without_gain = 0 if gain else at.evaluations_without_gain + 1
+        at.plateau = 0 if gain else at.plateau + 1
+        yield Evaluated(at.step, at.epoch, metrics, gain)
+        patience = settings.recipe.early_stopping
+        if patience and at.evaluations_without_gain >= patience:
             at.finished = f"no better {settings.metric} in {at.evaluations_without_gain} evaluations"
         elif settings.recipe.schedule == "plateau" and at.plateau >= settings.plateau_patience:
             at.plateau, at.rate_factor = 0, at.rate_factor * REDUCTION

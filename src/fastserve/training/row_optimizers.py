@@ -27,12 +27,12 @@ class RowOptimizer(torch.optim.Optimizer):
                     self.update(table, rows, gradient, group)
 
     def update(self, table: Tensor, rows: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """rows: int64 (U,), distinct; gradient: (U, D)."""
+        """rows: int64 (U,), distinct except for plain gradient descent; gradient: (U, D)."""
         raise TypeError(f"{type(self).__name__} does not say how to update a table")
 
 
 def _touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and their gradients, of a coalesced sparse gradient (or every row of a dense one)."""
+    """Rows and their gradients, of a sparse gradient (or every row of a dense one)."""
     if gradient.is_sparse:
         return gradient._indices()[0], gradient._values()
     return torch.arange(len(gradient), device=gradient.device), gradient
@@ -45,7 +45,10 @@ class RowSgd(RowOptimizer):
         super().__init__(groups, {"lr": lr})
 
     def update(self, table: Tensor, rows: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        table.index_add_(0, rows, gradient, alpha=-group["lr"])
+        """As one row of numbers, which torch adds to several times faster; rows that repeat add up."""
+        width = table.shape[1]
+        places = rows[:, None] * width + torch.arange(width, device=rows.device)
+        table.view(-1).index_add_(0, places.flatten(), gradient.flatten(), alpha=-group["lr"])
 
 
 class RowAdam(RowOptimizer):

@@ -35,6 +35,10 @@ class RunFolder:
         return self.path / "data"
 
     @property
+    def scratch(self) -> Path:
+        return self.path / "scratch"
+
+    @property
     def bundle(self) -> Path:
         return self.path / "bundle"
 

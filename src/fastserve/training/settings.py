@@ -18,7 +18,6 @@ class Settings:
     recipe: Recipe
     steps_per_epoch: int
     evaluate_every: int
-    early_stopping: int
     plateau_patience: int
     metric: str
     more_is_better: bool
@@ -59,7 +58,6 @@ def settle(config: TrainConfig, recipe: Recipe, task: Task, *, rows: int) -> Set
         recipe=merged,
         steps_per_epoch=steps_per_epoch,
         evaluate_every=steps_per_epoch if config.evaluate_every == "auto" else config.evaluate_every,
-        early_stopping=config.early_stopping,
         plateau_patience=config.plateau_patience,
         metric=metric,
         more_is_better=task.metrics[metric],

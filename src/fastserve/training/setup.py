@@ -15,10 +15,10 @@ from torch import nn
 from fastserve import device, log
 from fastserve.config import Config
 from fastserve.data.batches import BatchPlan, evaluation_batches
-from fastserve.data.store import Store
+from fastserve.data.store import Store, write_store
 from fastserve.errors import ConfigError, choices
 from fastserve.models import NetworkKind, build
-from fastserve.models.network import HasStatistics
+from fastserve.models.network import HasFixedInputs, HasStatistics
 from fastserve.tasks.classification import Classification, balanced_weights
 from fastserve.training.loop import TrainingRun
 from fastserve.training.prepare import Prepared
@@ -26,7 +26,7 @@ from fastserve.training.settings import Settings, settle
 from fastserve.types import Encoded, LongArray
 
 EVALUATION_TOKENS = 16_384
-STATISTICS_ROWS = 8_192
+BLOCK_ROWS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +37,19 @@ class Setup:
     kind: NetworkKind
     prepared: Prepared
 
-    def run(self, checkpoints: Path) -> TrainingRun:
-        """The run before its first step (or before it takes up a checkpoint)."""
+    def run(self, checkpoints: Path, scratch: Path) -> TrainingRun:
+        """The run before its first step (or before it takes up a checkpoint). scratch: for what can be made again."""
         settings = self.settings()
         place = device.pick_device(self.config.train.device)
         torch.manual_seed(self.config.train.seed)
+        network = self.network()
         encoding = self.kind.encodings[0]
         train, validation = self.prepared.train, self.prepared.validation.store
         return TrainingRun(
-            self.network(),
+            network,
             self.task(settings.recipe.label_smoothing),
             settings,
-            train=train,
+            train=precomputed(network, train, scratch) if isinstance(network, HasFixedInputs) else train,
             plan=BatchPlan(train.lengths(encoding), settings.recipe.batch, self.config.train.seed),
             validation=validation,
             validation_batches=batches(validation),
@@ -121,8 +122,20 @@ def class_counts(store: Store, classes: int) -> LongArray:
     return np.bincount(targets, minlength=classes)
 
 
+def precomputed(network: HasFixedInputs, store: Store, folder: Path) -> Store:
+    """`store` after the network's steps that do not change in training; made once for a run."""
+    if not folder.is_dir():
+        with write_store(folder) as writer, torch.inference_mode():
+            for batch in map(store.batch, _blocks(store)):
+                writer.append(network.precompute(batch.inputs), batch.targets, batch.rows)
+    return Store.open(folder)
+
+
 def encoded_blocks(store: Store) -> Iterator[tuple[Encoded, Any]]:
     """The whole store in order, block by block."""
-    for rows in np.array_split(np.arange(len(store)), math.ceil(len(store) / STATISTICS_ROWS)):
-        batch = store.batch(rows)
+    for batch in map(store.batch, _blocks(store)):
         yield batch.inputs, batch.targets
+
+
+def _blocks(store: Store) -> list[LongArray]:
+    return np.array_split(np.arange(len(store)), math.ceil(len(store) / BLOCK_ROWS))

@@ -32,7 +32,7 @@ def train(config: Config) -> Bundle:
     sources = describe_sources(config.data)
     with open_run(config, sources) as folder:
         prepared = prepare(config, kind, folder.data)
-        run = Setup(config, kind, prepared).run(folder.checkpoints)
+        run = Setup(config, kind, prepared).run(folder.checkpoints, folder.scratch)
         train_watched(run, folder)
         return finish(prepared, run, folder, Origin(config, sources, started, clock))
 
