@@ -20,16 +20,14 @@ from fastserve.serving.model import ServedModel
 from fastserve.types import FloatArray
 
 _INLINE_SECONDS = 0.0005  # a text that costs less is computed on the event loop
-_INLINE_BATCH_SECONDS = 0.005  # and so much of them at once, before sockets are looked at again
 _TRIED_BATCHES = (1, 4, 16, 64)
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What was measured: seconds of one text alone, the batch size that is cheapest for each text, and its seconds."""
+    """What was measured: seconds of one text alone, and of each text in the batch that is cheapest."""
 
     single: float
-    best_batch: int
     per_text: float
 
     @property
@@ -45,9 +43,7 @@ def measure(model: ServedModel, texts: Sequence[str], *, seconds: float = 0.5) -
         if costs and 2 * size * min(costs.values()) > end - time.monotonic():
             break
         costs[size] = _cost(model, [texts[index % len(texts)] for index in range(size)], end)
-    cheapest = min(costs.values())
-    best_batch = next(size for size, cost in costs.items() if cost <= 1.05 * cheapest)
-    return Cost(costs[1], best_batch, costs[best_batch])
+    return Cost(costs[1], min(costs.values()))
 
 
 def _cost(model: ServedModel, batch: list[str], end: float) -> float:
