@@ -62,14 +62,15 @@ class Contestant:
 
 @dataclass
 class Result:
-    """Figures of all rounds. Of each concurrency: requests/s, then p50 and p99 in milliseconds."""
+    """Figures of all rounds. Of each concurrency: requests/s, p50 and p99 in ms, requests a second of processor time.
+
+    The last is what a core gives that is shared with nothing else."""
 
     start: list[float] = field(default_factory=list)
-    figures: dict[int, list[tuple[float, float, float]]] = field(default_factory=dict)
+    figures: dict[int, list[tuple[float, ...]]] = field(default_factory=dict)
 
-    def median(self, concurrency: int) -> tuple[float, float, float]:
-        rate, p50, p99 = zip(*self.figures[concurrency], strict=True)
-        return statistics.median(rate), statistics.median(p50), statistics.median(p99)
+    def median(self, concurrency: int) -> tuple[float, ...]:
+        return tuple(statistics.median(values) for values in zip(*self.figures[concurrency], strict=True))
 
 
 # ---- the client
@@ -138,12 +139,24 @@ async def load(port: int, requests: Sequence[bytes], concurrency: int, seconds: 
     return found
 
 
-def measure(port: int, requests: Sequence[bytes], concurrency: int, seconds: float) -> tuple[float, float, float]:
+def measure(port: int, session: int, requests: Sequence[bytes], concurrency: int, seconds: float) -> tuple[float, ...]:
     uvloop.run(load(port, requests, concurrency, seconds / 4))  # warm
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), processor_seconds(session)
     found = sorted(uvloop.run(load(port, requests, concurrency, seconds)))
     rate = len(found) / (time.perf_counter() - start)
-    return rate, 1e3 * found[len(found) // 2], 1e3 * found[int(len(found) * 0.99)]
+    of_processor = len(found) / max(processor_seconds(session) - busy, 1e-9)
+    return rate, 1e3 * found[len(found) // 2], 1e3 * found[int(len(found) * 0.99)], of_processor
+
+
+def processor_seconds(session: int) -> float:
+    """What the processes of a session have used so far."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 # ---- the servers
@@ -156,8 +169,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(contestant: Contestant, first: bytes, folder: Path) -> Iterator[tuple[int, float, bytes]]:
-    """Start the server on its core: its port, the seconds until its first answer, and that answer's body."""
+def running(contestant: Contestant, first: bytes, folder: Path) -> Iterator[tuple[int, int, float, bytes]]:
+    """Start the server on its core: its port, session, seconds until its first answer, and that answer's body."""
     port = free_port()
     command = [word.replace("PORT", str(port)) if word == "PORT" else word for word in contestant.command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "DO_NOT_TRACK": "true"}
@@ -174,7 +187,7 @@ def running(contestant: Contestant, first: bytes, folder: Path) -> Iterator[tupl
         )
     try:
         body = first_answer(process, port, first, folder / "log")
-        yield port, time.perf_counter() - start, body
+        yield port, process.pid, time.perf_counter() - start, body
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
@@ -232,7 +245,7 @@ def check(body: bytes, expected: dict[str, float]) -> None:
 
 
 def in_process(folder: Path, texts: Sequence[str], seconds: float) -> dict[int, float]:
-    """Texts/s of the runtime alone, on the server's core, in batches of each size."""
+    """Texts of the runtime alone per second of processor time, in batches of each size."""
     code = (
         "import json, sys, time\n"
         "from fastserve.bundle.bundle import Bundle\nfrom fastserve.bundle.predictor import Predictor\n"
@@ -240,10 +253,10 @@ def in_process(folder: Path, texts: Sequence[str], seconds: float) -> dict[int, 
         "model = Predictor(Bundle.load(folder), threads=1).warm()\nfound = {}\n"
         "for size in (1, 8, 32, 64):\n"
         "    batches = [[texts[(i + j) % len(texts)] for j in range(size)] for i in range(0, len(texts), size)]\n"
-        "    count, start = 0, time.perf_counter()\n"
+        "    count, start, busy = 0, time.perf_counter(), time.process_time()\n"
         "    while time.perf_counter() - start < seconds:\n"
         "        model.scores(batches[(count // size) % len(batches)]); count += size\n"
-        "    found[size] = count / (time.perf_counter() - start)\n"
+        "    found[size] = count / (time.process_time() - busy)\n"
         "print(json.dumps(found))\n"
     )
     command = ["taskset", "-c", str(SERVER_CORE), sys.executable, "-c", code, str(folder), str(seconds)]
@@ -285,11 +298,11 @@ def race(found: list[Contestant], texts: Sequence[str], folder: Path, options: a
             result = results.setdefault(contestant.name, Result())
             try:
                 with tempfile.TemporaryDirectory() as place, running(contestant, requests[0], Path(place)) as server:
-                    port, started, body = server
+                    port, session, started, body = server
                     check(body, expected)
                     result.start.append(started)
                     for concurrency in CONCURRENCY:
-                        figures = measure(port, requests, concurrency, options.seconds)
+                        figures = measure(port, session, requests, concurrency, options.seconds)
                         result.figures.setdefault(concurrency, []).append(figures)
                     print(f"round {number + 1}: {contestant.name}, {figures[0]:,.0f} requests/s at {CONCURRENCY[-1]}")
             except (RuntimeError, OSError) as error:
@@ -301,18 +314,23 @@ def race(found: list[Contestant], texts: Sequence[str], folder: Path, options: a
 
 def show(results: dict[str, Result], alone: dict[int, float]) -> None:
     ours = results.get("FastServe")
-    heads = "".join(f" | {f'at {c}: req/s':>14s} {'p50 ms':>8s} {'p99 ms':>8s} {'ratio':>7s}" for c in CONCURRENCY)
+    heads = "".join(
+        f" | {f'at {c}: req/s':>14s} {'p50 ms':>8s} {'p99 ms':>8s} {'/CPU s':>7s} {'ratio':>7s}" for c in CONCURRENCY
+    )
     print(f"\n{'':26s}{'start s':>8s}{heads}")
     for name, result in results.items():
         line = f"{name:26s}{statistics.median(result.start):8.2f}"
         for concurrency in CONCURRENCY:
-            rate, p50, p99 = result.median(concurrency)
+            rate, p50, p99, of_processor = result.median(concurrency)
             ratio = ours.median(concurrency)[0] / rate if ours else float("nan")
-            line += f" | {rate:14,.0f} {p50:8.2f} {p99:8.2f} {ratio:6.1f}x"
+            line += f" | {rate:14,.0f} {p50:8.2f} {p99:8.2f} {of_processor:7,.0f} {ratio:6.1f}x"
         print(line)
-    print("\nin the process, no HTTP, texts/s: " + ", ".join(f"batch {n}: {rate:,.0f}" for n, rate in alone.items()))
+    print(
+        "\nin the process, no HTTP, texts per CPU second: "
+        + ", ".join(f"batch {n}: {rate:,.0f}" for n, rate in alone.items())
+    )
     if ours:
-        rate, p50, p99 = ours.median(CONCURRENCY[-1])
+        _, p50, p99, rate = ours.median(CONCURRENCY[-1])
         print(f"FastServe at {CONCURRENCY[-1]}: {rate / max(alone.values()):.0%} of the best of these (aim 85 %); "
               f"p99 / p50 = {p99 / p50:.2f} (aim 2)")  # fmt: skip
 
