@@ -10,21 +10,21 @@ import torch
 from torch import nn
 
 from fastserve.models.network import HasParameterGroups, HasSparseGradients
-from fastserve.training.row_optimizers import RowAdam, RowSgd
+from fastserve.training.row_optimizers import PlainDescent, RowAdam, RowOptimizer
 from fastserve.types import ParameterGroup, Recipe
 
 Groups = list[dict[str, Any]]
-Maker = Callable[[Groups], torch.optim.Optimizer]
+Maker = Callable[[Groups], torch.optim.Optimizer | RowOptimizer]
 
 DENSE: Mapping[str, Maker] = {
     "adamw": lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8, fused=True),
     "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
+    "sgd": PlainDescent,
 }
 SPARSE: Mapping[str, Maker] = {
     "adamw": RowAdam,
     "adagrad": torch.optim.Adagrad,
-    "sgd": RowSgd,
+    "sgd": PlainDescent,
 }
 
 
@@ -39,7 +39,7 @@ class Optimizers:
         sparse = use_sparse_gradients(network)
         trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.dense = [p for name, p in trained.items() if name not in sparse]
-        self.parts: list[torch.optim.Optimizer] = []
+        self.parts: list[torch.optim.Optimizer | RowOptimizer] = []
         for group in groups_of(network, recipe, trained):
             self._add(group, {name: trained[name] for name in group.parameters}, sparse)
 

@@ -1,74 +1,106 @@
-"""Optimizers for big tables of which a step touches few rows.
+"""Optimizers for big tables of which a step touches few rows, and plain gradient descent for everything.
 
-They do what torch's SGD and SparseAdam do with a coalesced sparse gradient, on the touched rows alone and without
-sparse arithmetic, which costs several times as much as the update itself.
+They do what torch's SGD and SparseAdam do, on the touched rows alone and without sparse arithmetic, which costs several
+times as much as the update itself. They do not build on `torch.optim.Optimizer`: its first use imports the compiler,
+which takes longer than the training of a small network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+Groups = Iterable[dict[str, Any]]
 
 
-class RowOptimizer(torch.optim.Optimizer):
-    """The walk over parameters; a subclass updates the touched rows of one."""
+class RowOptimizer:
+    """The walk over parameters; a subclass updates one. The methods are those of `torch.optim.Optimizer` that are used.
+
+    param_groups: dicts with "params" and "lr".
+    """
+
+    def __init__(self, groups: Groups) -> None:
+        self.param_groups = list(groups)
+        self.state: dict[int, dict[str, Any]] = {}
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        if closure is not None:
-            raise ValueError("row optimizers take no closure")
+    def step(self) -> None:
+        place = 0
         for group in self.param_groups:
-            for table in group["params"]:
-                if table.grad is not None:
-                    rows, gradient = _touched(table.grad)
-                    self.update(table, rows, gradient, group)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self.update(parameter, group, self.state.setdefault(place, {}))
+                place += 1
 
-    def update(self, table: Tensor, rows: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """rows: int64 (U,), distinct except for plain gradient descent; gradient: (U, D)."""
-        raise TypeError(f"{type(self).__name__} does not say how to update a table")
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": {place: dict(state) for place, state in self.state.items()}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        devices = [parameter.device for parameter in self.parameters]
+        self.state = {
+            place: {name: v.to(devices[place]) if isinstance(v, Tensor) else v for name, v in found.items()}
+            for place, found in state["state"].items()
+        }
+
+    def update(self, parameter: nn.Parameter, group: dict[str, Any], state: dict[str, Any]) -> None:
+        """Change `parameter` by its gradient. state: what is remembered of it, empty before the first step."""
+        raise TypeError(f"{type(self).__name__} does not say how to update a parameter")
 
 
-def _touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and their gradients, of a sparse gradient (or every row of a dense one)."""
-    if gradient.is_sparse:
-        return gradient._indices()[0], gradient._values()
-    return torch.arange(len(gradient), device=gradient.device), gradient
+class PlainDescent(RowOptimizer):
+    """Gradient descent without momentum. Rows of a sparse gradient may repeat; a group may have "weight_decay"."""
 
-
-class RowSgd(RowOptimizer):
-    """Plain gradient descent."""
-
-    def __init__(self, groups: Any, lr: float = 0.1) -> None:
-        super().__init__(groups, {"lr": lr})
-
-    def update(self, table: Tensor, rows: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        """As one row of numbers, which torch adds to several times faster; rows that repeat add up."""
-        width = table.shape[1]
-        places = rows[:, None] * width + torch.arange(width, device=rows.device)
-        table.view(-1).index_add_(0, places.flatten(), gradient.flatten(), alpha=-group["lr"])
+    def update(self, parameter: nn.Parameter, group: dict[str, Any], state: dict[str, Any]) -> None:
+        gradient, rate = parameter.grad, group["lr"]
+        if gradient is None:
+            return
+        if not gradient.is_sparse:
+            parameter.mul_(1 - rate * group.get("weight_decay", 0.0)).sub_(gradient, alpha=rate)
+            return
+        width = parameter.shape[1]  # as one row of numbers, which torch adds to several times faster
+        places = gradient._indices()[0][:, None] * width + torch.arange(width, device=parameter.device)
+        parameter.view(-1).index_add_(0, places.flatten(), gradient._values().flatten(), alpha=-rate)
 
 
 class RowAdam(RowOptimizer):
-    """Adam whose moments move only where a row was touched ("lazy" Adam), as in torch's SparseAdam."""
+    """Adam whose moments move only where a row was touched ("lazy" Adam), as in torch's SparseAdam.
 
-    def __init__(
-        self, groups: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
-    ) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
+    Rows of a sparse gradient must be distinct.
+    """
 
-    def update(self, table: Tensor, rows: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[table]
+    betas = (0.9, 0.999)
+    eps = 1e-8
+
+    def update(self, parameter: nn.Parameter, group: dict[str, Any], state: dict[str, Any]) -> None:
+        rows, gradient = _touched(parameter)
         if not state:
-            state.update(step=0, exp_avg=torch.zeros_like(table), exp_avg_sq=torch.zeros_like(table))
+            state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
         state["step"] += 1
-        first, second = group["betas"]
+        first, second = self.betas
         mean = state["exp_avg"].index_select(0, rows).lerp_(gradient, 1 - first)
         square = state["exp_avg_sq"].index_select(0, rows).mul_(second).addcmul_(gradient, gradient, value=1 - second)
         state["exp_avg"].index_copy_(0, rows, mean)
         state["exp_avg_sq"].index_copy_(0, rows, square)
         correction = (1 - second ** state["step"]) ** 0.5
         size = group["lr"] * correction / (1 - first ** state["step"])
-        table.index_add_(0, rows, mean.div_(square.sqrt_().add_(group["eps"])), alpha=-size)
+        parameter.index_add_(0, rows, mean.div_(square.sqrt_().add_(self.eps)), alpha=-size)
+
+
+def _touched(parameter: nn.Parameter) -> tuple[Tensor, Tensor]:
+    """Rows and their gradients, of a sparse gradient (or every row of a dense one)."""
+    gradient = parameter.grad
+    if gradient is None or not gradient.is_sparse:
+        rows = torch.arange(len(parameter), device=parameter.device)
+        return rows, torch.zeros_like(parameter) if gradient is None else gradient
+    return gradient._indices()[0], gradient._values()

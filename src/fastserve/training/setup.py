@@ -26,7 +26,10 @@ from fastserve.training.settings import Settings, settle
 from fastserve.types import Encoded, LongArray
 
 EVALUATION_TOKENS = 16_384
-BLOCK_ROWS = 16_384
+COUNTED_ROWS = 32_768
+"""Rows counted at once: a count passes over the whole table of n-grams."""
+COMPUTED_ROWS = 1_024
+"""Rows computed at once: few, so that what is made on the way stays in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +129,16 @@ def precomputed(network: HasFixedInputs, store: Store, folder: Path) -> Store:
     """`store` after the network's steps that do not change in training; made once for a run."""
     if not folder.is_dir():
         with write_store(folder) as writer, torch.inference_mode():
-            for batch in map(store.batch, _blocks(store)):
+            for batch in map(store.batch, _blocks(store, COMPUTED_ROWS)):
                 writer.append(network.precompute(batch.inputs), batch.targets, batch.rows)
     return Store.open(folder)
 
 
 def encoded_blocks(store: Store) -> Iterator[tuple[Encoded, Any]]:
     """The whole store in order, block by block."""
-    for batch in map(store.batch, _blocks(store)):
+    for batch in map(store.batch, _blocks(store, COUNTED_ROWS)):
         yield batch.inputs, batch.targets
 
 
-def _blocks(store: Store) -> list[LongArray]:
-    return np.array_split(np.arange(len(store)), math.ceil(len(store) / BLOCK_ROWS))
+def _blocks(store: Store, rows: int) -> list[LongArray]:
+    return np.array_split(np.arange(len(store)), math.ceil(len(store) / rows))
