@@ -105,9 +105,7 @@ def _check(bundle: Bundle, candidate: Bundle, options: ExportOptions) -> tuple[C
     answered = answer(pair, options.data, DataConfig(columns=options.columns))
     if options.int8 and len(answered.texts) < FEW_TEXTS:
         weight = 100 / len(answered.texts)
-        warn(
-            f"{options.data} has {len(answered.texts):,} texts, so that one answer is {share:.1f} points: check on more"
-        )
+        warn(f"{options.data} has {len(answered.texts):,} texts: one answer is {weight:.1f} points; check on more")
     before, after = answered.probabilities
     return compare(before, after, answered.targets, multi_label=multi_label), answered
 
