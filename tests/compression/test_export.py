@@ -216,9 +216,10 @@ def test_the_command_refuses_unclear_words(learned: Bundle, capsys: pytest.Captu
     assert not (tmp_path / "m").exists()
 
 
-def test_it_answers_without_torch(exported: Any) -> None:
+@pytest.mark.parametrize(("form", "int8"), [("onnx", True), ("openvino", False)])
+def test_it_answers_without_torch(exported: Any, form: str, int8: bool) -> None:
     """In a process where torch cannot be imported."""
-    bundle = exported("onnx", True)
+    bundle = exported(form, int8)
     code = """
 import json, sys
 sys.modules["torch"] = None
@@ -231,7 +232,7 @@ print(json.dumps([predictor.runtime.name, predictor.scores(json.loads(sys.argv[2
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     runtime, scores = json.loads(done.stdout)
-    assert runtime == "onnx"
+    assert runtime == form
     np.testing.assert_allclose(scores, Predictor(bundle).scores(TEXTS), atol=1e-6)
 
 

@@ -104,7 +104,7 @@ class Manifest(Part):
     metrics: dict[str, float] = Field(default_factory=dict)
     parity: tuple[ParityRow, ...] = ()
     runtimes: dict[PlainName, RuntimeFile] = Field(default_factory=dict)
-    """Other forms of the network by runtime name, the fastest first."""
+    """Other forms of the network by runtime name, the one that was asked for last first."""
     lineage: Lineage = Lineage()
 
     @field_validator("labels")

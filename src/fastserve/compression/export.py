@@ -73,7 +73,7 @@ def export(bundle: Bundle, folder: Path, options: ExportOptions, *, parent: str 
         if serves == options.runtime:
             manifest = _with_report(candidate, manifest, _report(candidate, options, check, answered))
         amend_manifest(temporary, manifest, (REPORT, REPORT_PAGE))
-    _tell(options, check, manifest.runtimes[options.runtime].passed, serves)
+    _tell(options, manifest.runtimes[options.runtime].passed, serves)
     return Exported(Bundle(folder, manifest), options, check, serves)
 
 
@@ -158,8 +158,7 @@ def _with_report(candidate: Bundle, manifest: Manifest, report: Report | None) -
     return manifest.model_copy(update={"metrics": headline(report)})
 
 
-def _tell(options: ExportOptions, check: Check, passed: bool, serves: str) -> None:
-    say(f"{options.form}: {check.describe()}")
+def _tell(options: ExportOptions, passed: bool, serves: str) -> None:
     if not passed:
         warn(
             f"{options.form} did not pass: allowed are {options.max_drop:g} points less accuracy and at least "

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fastserve.bundle.runtimes.openvino import import_unwatched
 from fastserve.bundle.runtimes.padded import pad
 from fastserve.errors import MissingExtraError
 from fastserve.types import Ragged
-
-_TELEMETRY = "openvino_telemetry"
 
 
 def check_installed(*, int8: bool) -> None:
     """MissingExtraError unless models can be written here."""
     try:
-        import openvino  # noqa: F401
-
+        import_unwatched("openvino")
         if int8:
             _nncf()
     except ImportError as error:
@@ -32,8 +30,7 @@ def write_model(graph: Path, path: Path, calibration: Ragged | None) -> None:
 
     calibration: tokens of texts whose activations set the scales of int8; None writes fp32.
     """
-    import openvino
-
+    openvino = import_unwatched("openvino")
     model = openvino.Core().read_model(graph)
     if calibration is not None:
         model = _quantized(model, calibration)
@@ -46,20 +43,15 @@ def _quantized(model: Any, calibration: Ragged) -> Any:
         # weights take 7 of the 8 bits, so that processors without VNNI do not overflow and compute the same numbers
         overflow_fix=nncf.OverflowFix.ENABLE
     )
-    texts = [calibration.take(row) for row in _single_rows(calibration)]
-    return nncf.quantize(
-        model,
-        nncf.Dataset(texts, _as_inputs),
-        subset_size=len(texts),
-        model_type=nncf.ModelType.TRANSFORMER,
-        advanced_parameters=parameters,
-    )
-
-
-def _single_rows(tokens: Ragged) -> list[Any]:
-    import numpy as np
-
-    return np.array_split(np.arange(len(tokens)), len(tokens))
+    texts = [calibration.take(np.array([row])) for row in range(len(calibration))]
+    with redirect_stdout(sys.stderr):  # its progress bars; standard output belongs to results
+        return nncf.quantize(
+            model,
+            nncf.Dataset(texts, _as_inputs),
+            subset_size=len(texts),
+            model_type=nncf.ModelType.TRANSFORMER,
+            advanced_parameters=parameters,
+        )
 
 
 def _as_inputs(text: Ragged) -> dict[str, Any]:
@@ -68,21 +60,6 @@ def _as_inputs(text: Ragged) -> dict[str, Any]:
 
 
 def _nncf() -> Any:
-    """The library, imported so that it sends nobody a report about its use."""
-    with _without(_TELEMETRY):
-        nncf = importlib.import_module("nncf")
+    nncf = import_unwatched("nncf")
     nncf.set_log_level(40)  # errors
     return nncf
-
-
-@contextmanager
-def _without(module: str) -> Iterator[None]:
-    """A module that cannot be imported; the libraries that want it then go without."""
-    kept = sys.modules.get(module)
-    sys.modules[module] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[module]
-        if kept is not None:
-            sys.modules[module] = kept

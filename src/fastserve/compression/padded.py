@@ -74,6 +74,7 @@ def padded_form(network: nn.Module, name: str) -> PaddedForm:
     for kind, compute in _FORMS.items():
         if isinstance(network, kind):
             return PaddedForm(network.eval().requires_grad_(False), compute)
+    # not the LSTM: torch 2.13 writes its output with the number of places of the example, so that graphs do not load
     known = (
         "transformer, textcnn, mlp, Hugging Face folders, and your own modules of forward(ids) or forward(ids, mask)"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -29,7 +31,7 @@ class OpenVinoRuntime:
     def load(cls, bundle: Bundle, threads: int | None = None) -> Self:
         """threads: cores for one call; None takes every core. MissingExtraError, BundleError: no library, no model."""
         try:
-            import openvino
+            openvino = import_unwatched("openvino")
         except ImportError as error:
             raise MissingExtraError("the runtime 'openvino'", "openvino") from error
         path = file_of(bundle, cls.name)
@@ -56,3 +58,16 @@ def _settings(threads: int | None) -> dict[str, Any]:
         "INFERENCE_PRECISION_HINT": "f32",  # else it computes in bf16 where the processor can, unlike what was checked
         "ENABLE_CPU_PINNING": False,  # else every worker process takes the same first cores
     }
+
+
+def import_unwatched(library: str) -> Any:
+    """`openvino` or `nncf`, imported so that it reports its use to nobody: both go without the package that does it."""
+    reporter = "openvino_telemetry"
+    known = sys.modules.get(reporter)
+    sys.modules[reporter] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module(library)
+    finally:
+        del sys.modules[reporter]
+        if known is not None:
+            sys.modules[reporter] = known
