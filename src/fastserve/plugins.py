@@ -66,6 +66,7 @@ NETWORKS = NameTable(
     "network",
     "models",
     {
+        "linear": "fastserve.models.linear:Linear",
         "wide-deep": "fastserve.models.wide_deep:WideDeep",
         "bag": "fastserve.models.bag:Bag",
         "mlp": "fastserve.models.mlp:Mlp",

@@ -191,3 +191,5 @@ class ParameterGroup:
     rate: float = 1.0
     optimizer: str = "adamw"
     weight_decay: float = 0.0
+    accumulate: int = 1
+    """Steps whose gradients are averaged for one update, then of every row, also where few were touched."""

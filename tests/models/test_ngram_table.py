@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastserve.models import NetworkShape, RaggedTensor, build
+from fastserve.models import NetworkShape, RaggedTensor, build, resolve
 from fastserve.models.ngram_table import NgramTable, squared_hinge
 from fastserve.types import Ragged
 
@@ -109,7 +109,7 @@ def test_class_weights_and_smoothing_change_the_hinge() -> None:
     assert squared_hinge(scores, one_hot, task(class_weights=[3.0, 1.0], multi_label=True)).item() == 2.0
 
 
-@pytest.mark.parametrize("name", ["bag", "wide-deep"])
+@pytest.mark.parametrize("name", ["bag", "linear", "wide-deep"])
 def test_every_parameter_is_in_one_group(name: str) -> None:
     network = build(name, {}, NetworkShape({"ngrams": 12, "tokens": 30}, 2))
     named = [parameter for group in network.parameter_groups() for parameter in group.parameters]  # type: ignore[operator]
@@ -118,6 +118,6 @@ def test_every_parameter_is_in_one_group(name: str) -> None:
     assert set(network.sparse_parameters()) <= {key for key, _ in network.named_parameters()}  # type: ignore[operator]
 
 
-def test_auto_is_the_default_network() -> None:
-    network = build("auto", {}, NetworkShape({"ngrams": 12, "tokens": 30}, 2))
-    assert type(network).__name__ == "WideDeep"
+def test_auto_depends_on_the_number_of_rows() -> None:
+    assert [resolve("auto", rows) for rows in (100, 19_999, 20_000, 10**9)] == ["wide-deep"] * 2 + ["linear"] * 2
+    assert resolve("bag", 10**9) == "bag"

@@ -20,6 +20,7 @@ from fastserve.types import Encoded, Ragged
 CASES: dict[str, dict[str, object]] = {
     "bag": {},
     "bag hidden": {"dim": 8},
+    "linear": {"entropy_share": 0.3},
     "wide-deep": {"members": 2, "dim": 12, "filters": 6, "deep_share": 0.7},
     "mlp": {"dim": 16, "hidden": [12, 10]},
     "mlp linear": {"dim": 16, "hidden": []},
@@ -35,6 +36,8 @@ def make(case: str) -> tuple[nn.Module, TableRuntime]:
     if isinstance(network, HasStatistics):  # now with ids that have no row
         network.fit_statistics([(random_texts(np.random.default_rng(9), [4, 9, 30]), np.array([0, 1, 2]))])
         nn.init.normal_(network.get_parameter("table.weight"), std=0.3)
+    if name == "linear":
+        nn.init.normal_(network.get_parameter("entropy_weight"), std=0.3)
     weights = {key: value.numpy() for key, value in network.state_dict().items()}
     return network, TableRuntime(weights, name, CASES[case], OUTPUTS)
 
@@ -87,7 +90,7 @@ def test_weights_in_half_precision_are_taken() -> None:
 def test_what_it_cannot_run_is_refused() -> None:
     assert TableRuntime.supports("textcnn", {})
     assert not TableRuntime.supports("lstm", {})
-    with pytest.raises(BundleError, match="cannot run 'lstm': available: bag, mlp, textcnn, wide-deep"):
+    with pytest.raises(BundleError, match="cannot run 'lstm': available: bag, linear, mlp, textcnn, wide-deep"):
         TableRuntime({}, "lstm", {}, 2)
     with pytest.raises(BundleError, match="lack 'embedding'"):
         TableRuntime({}, "mlp", {}, 2)

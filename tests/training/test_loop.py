@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,9 @@ from fastserve.models.ragged import RaggedTensor
 from fastserve.tasks.classification import Classification
 from fastserve.training.events import Checkpointed, Evaluated, Event, Finished, RateReduced, Resumed, Stepped
 from fastserve.training.loop import TrainingRun
+from fastserve.training.optimizers import Optimizers
 from fastserve.training.settings import Settings, settle
-from fastserve.types import Batch, LongArray, Ragged, Recipe
+from fastserve.types import Batch, LongArray, ParameterGroup, Ragged, Recipe
 
 ROWS, WORDS = 60, 30
 RECIPE = Recipe(epochs=4, batch=8, learning_rate=0.05)
@@ -221,3 +223,48 @@ def test_a_wrong_metric_lists_the_known_ones() -> None:
 def test_what_the_user_says_wins_over_the_recipe() -> None:
     found = settle(TrainConfig(epochs=7, learning_rate=1.0), RECIPE, Classification(["a", "b"]), rows=10)
     assert found.recipe == replace(RECIPE, epochs=7, learning_rate=1.0)
+
+
+class TwoPaces(Averager):
+    """Its head is updated once in three steps."""
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return [ParameterGroup(("head.weight", "head.bias"), accumulate=3)]
+
+
+def test_a_group_that_accumulates_equals_one_step_on_the_mean_gradient() -> None:
+    network = TwoPaces(2)
+    network.dropout.p = 0.0
+    reference = copy.deepcopy(network)
+    optimizers = Optimizers(network, replace(RECIPE, gradient_clip=0.0, learning_rate=0.1))
+    torch_optimizer = torch.optim.AdamW(reference.head.parameters(), 0.1, (0.9, 0.98), weight_decay=0.0)
+    data, task = rows(), Classification(["no", "yes"])
+    for step, chosen in enumerate(Shuffled().epoch(0)[:6], start=1):
+        batch = data.batch(chosen)
+        inputs = {"tokens": RaggedTensor.from_ragged(batch.inputs["tokens"])}
+        reference.table.load_state_dict(network.table.state_dict())
+        (task.loss(reference, inputs, torch.from_numpy(batch.targets)) / 3).backward()
+        task.loss(network, inputs, torch.from_numpy(batch.targets)).backward()
+        optimizers.step(1.0)
+        assert optimizers.at_rest == (step % 3 == 0)
+        if step % 3 == 0:
+            torch_optimizer.step()
+            torch_optimizer.zero_grad()
+        torch.testing.assert_close(network.head.weight, reference.head.weight)
+
+
+def test_a_run_with_two_paces_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "Averager", TwoPaces)
+    whole = make(tmp_path / "whole")
+    list(whole.events())
+    for number in (7, 15):
+        events = make(tmp_path / "cut").events()
+        for _, _event in zip(range(number), events, strict=False):
+            pass
+        events.close()
+    cut = make(tmp_path / "cut")
+    assert isinstance(next(iter(cut.events())), Resumed)
+    cut = make(tmp_path / "cut")
+    list(cut.events())
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(cut.network.state_dict()[name], value), name

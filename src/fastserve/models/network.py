@@ -74,7 +74,7 @@ class HasSparseGradients(Protocol):
     `sparse_gradients` is False when built: gradients are dense and any optimizer works. A trainer whose optimizer takes
     the touched rows alone sets it to True: gradients are then `torch.sparse_coo` with one sparse dimension, whose
     indices are distinct and ascending (although `is_coalesced()` says no: torch forgets the mark), except that those of
-    a parameter in a group of plain gradient descent (`ParameterGroup.optimizer` "sgd") may repeat.
+    a parameter in a group of plain gradient descent, or that accumulates gradients, may repeat.
     """
 
     sparse_gradients: bool
@@ -129,22 +129,26 @@ class HasWordEmbeddings(Protocol):
         ...
 
 
-DEFAULT = "wide-deep"
+MANY_ROWS = 20_000
 
 
-def resolve(name: str) -> str:
-    """The network behind `auto`, which is what a manifest should name; any other name is itself."""
-    return DEFAULT if name == "auto" else name
+def resolve(name: str, rows: int) -> str:
+    """The network that `auto` means for so many training rows; any other name is itself.
+
+    With many rows convolutions add nothing to two linear models; with few they do, and the second model does not.
+    """
+    if name != "auto":
+        return name
+    return "linear" if rows >= MANY_ROWS else "wide-deep"
 
 
 def find(name: str, *, saved_in: Path | None = None) -> NetworkKind:
     """The network that a user named, before it is built.
 
-    name: auto, one of `plugins.NETWORKS`, a local Hugging Face folder, or `module:Class`.
+    name: one of `plugins.NETWORKS`, a local Hugging Face folder, or `module:Class`.
     saved_in: a folder that holds the network's own files (`HasFiles`); then the folder that `name` says is not needed.
     NotFoundError where there is no such network.
     """
-    name = resolve(name)
     if saved_in is not None and (saved_in / "config.json").is_file() and name not in plugins.NETWORKS.names():
         return _saved(name, saved_in)
     if (Path(name) / "config.json").is_file():

@@ -78,8 +78,15 @@ class NgramTable(nn.Module):
 
     def forward(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
         """(B, width), from "ngrams" or from what `precompute` made of them."""
-        ready = inputs[VALUED] if VALUED in inputs else self.valued(inputs["ngrams"])
-        return weighted_sum(self.weight, ready, sparse=self.sparse_gradients, repeats=self.is_linear)
+        return self.summed(self.weight, self.ready(inputs))
+
+    def ready(self, inputs: Mapping[str, RaggedTensor]) -> RaggedTensor:
+        """Table rows and values of the texts, computed here or before."""
+        return inputs[VALUED] if VALUED in inputs else self.valued(inputs["ngrams"])
+
+    def summed(self, weight: Tensor, ready: RaggedTensor) -> Tensor:
+        """(B, D): each text's sum of value * weight[row]; weight: (M, D)."""
+        return weighted_sum(weight, ready, sparse=self.sparse_gradients, repeats=self.is_linear)
 
     def precompute(self, inputs: Encoded) -> Encoded:
         """Table rows and values instead of n-grams and counts; other encodings stay."""

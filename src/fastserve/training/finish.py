@@ -18,7 +18,7 @@ from fastserve.config import Config
 from fastserve.evaluation.classification import evaluate_classification
 from fastserve.evaluation.html import report_html
 from fastserve.evaluation.model import slice_columns
-from fastserve.models.network import HasFiles, resolve
+from fastserve.models.network import HasFiles
 from fastserve.training.loop import TrainingRun
 from fastserve.training.prepare import HeldOut, Prepared
 from fastserve.training.runs import RunFolder
@@ -64,7 +64,7 @@ def finish(prepared: Prepared, run: TrainingRun, folder: RunFolder, origin: Orig
         task=origin.config.task,
         labels=prepared.labels,
         multi_label=prepared.multi_label,
-        network=NetworkSpec(name=resolve(model.network), options=model.options, shape=_shape(prepared)),
+        network=NetworkSpec(name=prepared.network, options=model.options, shape=_shape(prepared)),
         pipeline=prepared.pipeline,
         weights=run.network.state_dict(),
         report=report,

@@ -122,7 +122,7 @@ class TrainingRun:
                 yield from self.evaluate()
             if at.over:
                 return
-            if time.monotonic() - self._saved >= self.settings.checkpoint_seconds:
+            if self.optimizers.at_rest and time.monotonic() - self._saved >= self.settings.checkpoint_seconds:
                 yield self.save()
         at.epoch, at.batch = at.epoch + 1, 0
         if at.epoch >= self.settings.recipe.epochs:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastserve.models.network import HasParameterGroups, HasSparseGradients
-from fastserve.training.row_optimizers import PlainDescent, RowAdam, RowOptimizer
+from fastserve.training.row_optimizers import PlainDescent, RowAdam, RowOptimizer, add_rows
 from fastserve.types import ParameterGroup, Recipe
 
 Groups = list[dict[str, Any]]
@@ -28,6 +28,24 @@ SPARSE: Mapping[str, Maker] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One optimizer, which steps once in `accumulate` steps of the run."""
+
+    optimizer: torch.optim.Optimizer | RowOptimizer
+    accumulate: int = 1
+
+    def step(self, rate: float) -> None:
+        """One update with `rate` times the full learning rates, then empty gradients."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["full_rate"] * rate
+            if self.accumulate > 1:
+                for parameter in group["params"]:
+                    parameter.grad = _dense_mean(parameter, self.accumulate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
 class Optimizers:
     """All parameters of a network under one `step`.
 
@@ -36,12 +54,14 @@ class Optimizers:
 
     def __init__(self, network: nn.Module, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.steps = 0
         sparse = use_sparse_gradients(network)
         trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self.dense = [p for name, p in trained.items() if name not in sparse]
-        self.parts: list[torch.optim.Optimizer | RowOptimizer] = []
+        self.parts: list[Part] = []
         for group in groups_of(network, recipe, trained):
-            self._add(group, {name: trained[name] for name in group.parameters}, sparse)
+            members = {name: trained[name] for name in group.parameters}
+            self._add(group, members, sparse if group.accumulate == 1 else set())
 
     def _add(self, group: ParameterGroup, members: Mapping[str, nn.Parameter], sparse: set[str]) -> None:
         """One torch optimizer for the dense members of a group and one for the others."""
@@ -55,26 +75,41 @@ class Optimizers:
         ]
         dense = [part for part in dense if part["params"]]
         if dense:
-            self.parts.append(DENSE[group.optimizer](dense))
+            self.parts.append(Part(DENSE[group.optimizer](dense), group.accumulate))
         if tables:
-            self.parts.append(SPARSE[group.optimizer]([{"params": tables, "lr": rate, "full_rate": rate}]))
+            self.parts.append(Part(SPARSE[group.optimizer]([{"params": tables, "lr": rate, "full_rate": rate}])))
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no part waits for more gradients, so that the state is whole."""
+        return all(self.steps % part.accumulate == 0 for part in self.parts)
 
     def step(self, rate: float) -> None:
-        """One update with `rate` times the full learning rates, then empty gradients."""
+        """One step of every part whose turn it is, with `rate` times its full learning rate."""
         if self.recipe.gradient_clip and self.dense:
             nn.utils.clip_grad_norm_(self.dense, self.recipe.gradient_clip, foreach=True)
+        self.steps += 1
         for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = group["full_rate"] * rate
-            part.step()
-            part.zero_grad(set_to_none=True)
+            if self.steps % part.accumulate == 0:
+                part.step(rate)
 
-    def state(self) -> list[dict[str, Any]]:
-        return [part.state_dict() for part in self.parts]
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps, "parts": [part.optimizer.state_dict() for part in self.parts]}
 
-    def restore(self, states: Iterable[dict[str, Any]]) -> None:
-        for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.steps = state["steps"]
+        for part, found in zip(self.parts, state["parts"], strict=True):
+            part.optimizer.load_state_dict(found)
+
+
+def _dense_mean(parameter: nn.Parameter, steps: int) -> Tensor | None:
+    """The accumulated gradient of `parameter`, all of it, for one step."""
+    gradient = parameter.grad
+    if gradient is None or not gradient.is_sparse:
+        return None if gradient is None else gradient / steps
+    dense = torch.zeros_like(parameter)
+    add_rows(dense, gradient._indices()[0], gradient._values(), alpha=1 / steps)
+    return dense
 
 
 def groups_of(network: nn.Module, recipe: Recipe, names: Iterable[str]) -> Iterator[ParameterGroup]:

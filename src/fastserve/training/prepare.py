@@ -24,7 +24,7 @@ from fastserve.data.sources import find_sources
 from fastserve.data.split import Part, Splits, load_splits
 from fastserve.data.store import Store, write_store
 from fastserve.errors import ConfigError
-from fastserve.models import NetworkKind, NetworkShape
+from fastserve.models import NetworkKind, NetworkShape, find, resolve
 from fastserve.tasks.classification import Classification
 from fastserve.text.pipeline import TextPipeline
 
@@ -46,8 +46,12 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything that training needs of the data. faults: what was wrong with it, for the report."""
+    """Everything that training needs of the data.
 
+    network: the one that is trained on it, never `auto`. faults: what was wrong with it, for the report.
+    """
+
+    network: str
     pipeline: TextPipeline
     labels: list[str]
     multi_label: bool
@@ -62,11 +66,11 @@ class Prepared:
         return NetworkShape(sizes, len(self.labels))
 
 
-def prepare(config: Config, kind: NetworkKind, folder: Path) -> Prepared:
+def prepare(config: Config, folder: Path) -> Prepared:
     """Prepared data in `folder`: what an earlier process left there, or made now."""
     if not (folder / PREPARED).is_file():
         with files.new_folder(folder) as temporary:
-            Preparation(config, kind, temporary).write()
+            Preparation(config, temporary).write()
     return load(folder)
 
 
@@ -74,6 +78,7 @@ def load(folder: Path) -> Prepared:
     """What `Preparation` wrote."""
     state = json.loads((folder / PREPARED).read_text("utf-8"))
     return Prepared(
+        network=state["network"],
         pipeline=TextPipeline.load(folder, state["text"]),
         labels=state["labels"],
         multi_label=state["multi_label"],
@@ -94,12 +99,12 @@ class Preparation:
     """The work itself. folder: an empty one."""
 
     config: Config
-    kind: NetworkKind
     folder: Path
 
     def write(self) -> None:
         splits = self.split()
-        pipeline = self.fit(splits.train)
+        network = resolve(self.config.model.network, len(splits.train))
+        pipeline = self.fit(splits.train, find(network))
         task = Classification(splits.labels, multi_label=splits.multi_label)
         encoder = PartEncoder(pipeline, task)
         encoder.write(splits.train, self.folder / TRAIN)
@@ -108,6 +113,7 @@ class Preparation:
         if splits.test is not None:
             encoder.write_held_out(splits.test, self.folder / TEST)
         state = {
+            "network": network,
             "labels": splits.labels,
             "multi_label": splits.multi_label,
             "text": pipeline.save(self.folder),
@@ -129,9 +135,9 @@ class Preparation:
         log.say(f"rows: {counts}; {len(splits.labels)} labels")
         return splits
 
-    def fit(self, part: Part) -> TextPipeline:
+    def fit(self, part: Part, kind: NetworkKind) -> TextPipeline:
         """Learn vocabulary and lengths from the training rows alone."""
-        pipeline = TextPipeline.create(self.config.text, self.kind.encodings, preferences=self.kind.preferences)
+        pipeline = TextPipeline.create(self.config.text, kind.encodings, preferences=kind.preferences)
         pipeline.fit(_some_texts(part))
         return pipeline
 

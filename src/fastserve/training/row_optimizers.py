@@ -68,9 +68,17 @@ class PlainDescent(RowOptimizer):
         if not gradient.is_sparse:
             parameter.mul_(1 - rate * group.get("weight_decay", 0.0)).sub_(gradient, alpha=rate)
             return
-        width = parameter.shape[1]  # as one row of numbers, which torch adds to several times faster
-        places = gradient._indices()[0][:, None] * width + torch.arange(width, device=parameter.device)
-        parameter.view(-1).index_add_(0, places.flatten(), gradient._values().flatten(), alpha=-rate)
+        add_rows(parameter, gradient._indices()[0], gradient._values(), alpha=-rate)
+
+
+def add_rows(table: Tensor, rows: Tensor, values: Tensor, *, alpha: float) -> None:
+    """table[row] += alpha * value for rows (N,), which may repeat, and values (N, D).
+
+    As one row of numbers, which torch adds to several times faster.
+    """
+    width = table.shape[1]
+    places = rows[:, None] * width + torch.arange(width, device=table.device)
+    table.view(-1).index_add_(0, places.flatten(), values.flatten(), alpha=alpha)
 
 
 class RowAdam(RowOptimizer):

@@ -88,7 +88,7 @@ class Setup:
     def network(self) -> nn.Module:
         """The network, with what it learns from counts and with the user's word vectors."""
         model = self.config.model
-        network = build(model.network, model.options, self.prepared.shape)
+        network = build(self.prepared.network, model.options, self.prepared.shape)
         if isinstance(network, HasStatistics):
             network.fit_statistics(encoded_blocks(self.prepared.train))
         if model.embeddings is not None:
@@ -101,7 +101,7 @@ class Setup:
         vocabulary = self.prepared.pipeline.vocabulary
         if vocabulary is None:
             raise ConfigError(
-                f"model.embeddings: network '{self.config.model.network}' reads no words; use mlp, textcnn or lstm"
+                f"model.embeddings: network '{self.prepared.network}' reads no words; use mlp, textcnn or lstm"
             )
         return str(load_embeddings(network, path, vocabulary))
 

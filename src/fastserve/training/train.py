@@ -28,13 +28,19 @@ def train(config: Config) -> Bundle:
     clock, started = time.monotonic(), datetime.now(UTC).replace(microsecond=0)
     torch.set_num_threads(device.cores() if config.train.threads == "auto" else config.train.threads)
     TASKS.load(config.task)
-    kind = find(config.model.network)
+    check_network(config.model.network)
     sources = describe_sources(config.data)
     with open_run(config, sources) as folder:
-        prepared = prepare(config, kind, folder.data)
-        run = Setup(config, kind, prepared).run(folder.checkpoints, folder.scratch)
+        prepared = prepare(config, folder.data)
+        run = Setup(config, find(prepared.network), prepared).run(folder.checkpoints, folder.scratch)
         train_watched(run, folder)
         return finish(prepared, run, folder, Origin(config, sources, started, clock))
+
+
+def check_network(name: str) -> None:
+    """A wrong name is said before any work is done."""
+    if name != "auto":
+        find(name)
 
 
 def train_watched(run: TrainingRun, folder: RunFolder) -> None:

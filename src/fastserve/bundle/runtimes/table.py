@@ -70,6 +70,22 @@ class BagTable:
         return _through(self.output, np.maximum(summed, 0)) if self.output else summed * self.scale
 
 
+class LinearTable:
+    """`models.linear.Linear`: the mean of two linear models is one, over the same n-gram rows."""
+
+    def __init__(self, weights: Weights) -> None:
+        hinge = _part(weights, "table")
+        share, scale = (float(value) for value in _floats(weights, "entropy_share", "scale"))
+        hinge_bias, entropy, entropy_bias = _floats(weights, "bias", "entropy_weight", "entropy_bias")
+        mean = share * entropy + (1 - share) * scale * hinge["weight"]
+        self.ngrams = NgramRows({**hinge, "weight": mean})
+        self.bias = share * entropy_bias + (1 - share) * scale * hinge_bias
+
+    def logits(self, encoded: Encoded) -> FloatArray:
+        summed: FloatArray = self.ngrams.sums(encoded["ngrams"]) + self.bias
+        return summed
+
+
 class WideDeepTable:
     """`models.wide_deep.WideDeep`: n-gram rows beside convolutions."""
 
@@ -177,6 +193,7 @@ class TextCnnTable:
 
 
 NETWORKS: Mapping[str, Callable[[Weights], TableNetwork]] = {
+    "linear": LinearTable,
     "wide-deep": WideDeepTable,
     "bag": BagTable,
     "mlp": MlpTable,

@@ -1,0 +1,116 @@
+"""Two linear models of the same n-grams, trained apart and averaged: the default for many rows.
+
+One is trained by a squared hinge and small steps for each row, one by cross-entropy and Adam. They err differently:
+each alone reaches what the best linear model reaches, and their mean is half a point above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn, tensor, zeros
+
+from fastserve.config import Section
+from fastserve.models.bag import RATE, SHARPNESS
+from fastserve.models.network import NetworkShape
+from fastserve.models.ngram_table import NgramTable, squared_hinge
+from fastserve.models.ragged import RaggedTensor
+from fastserve.types import Encoded, ParameterGroup, Recipe, TextPreferences
+
+ADAM_RATE = 0.02
+ADAM_BATCHES = 4
+"""Batches of 64 to one step of Adam. With every batch, or with more than two epochs, it learns the training texts by
+heart: 86.3 instead of 86.8 % on 100,000 reviews."""
+
+
+class LinearOptions(Section):
+    """`fastserve schema --network linear`"""
+
+    entropy_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="how much the model trained by cross-entropy counts beside the one trained by squared hinge"
+    )
+
+
+class Linear(nn.Module):
+    """logits = entropy_share * entropy scores + (1 - entropy_share) * sharpened hinge scores."""
+
+    encodings: ClassVar[tuple[str, ...]] = ("ngrams",)
+    preferences: ClassVar[TextPreferences] = TextPreferences()
+    Options: ClassVar[type[Section]] = LinearOptions
+    entropy_share: Tensor
+    scale: Tensor
+
+    def __init__(self, options: LinearOptions, shape: NetworkShape) -> None:
+        super().__init__()
+        self.options = options
+        self.table = NgramTable(shape.vocabulary["ngrams"], shape.outputs)
+        self.bias = nn.Parameter(zeros(shape.outputs))
+        self.entropy_weight = nn.Parameter(zeros(0, shape.outputs))
+        self.entropy_bias = nn.Parameter(zeros(shape.outputs))
+        self.register_buffer("entropy_share", tensor(options.entropy_share))
+        self.register_buffer("scale", tensor(SHARPNESS))
+
+    @classmethod
+    def recipe(cls, rows: int, outputs: int) -> Recipe:
+        return Recipe(
+            epochs=2,
+            batch=64,
+            learning_rate=RATE,
+            optimizer="sgd",
+            weight_decay=0.0,
+            warmup=0.0,
+            gradient_clip=0.0,
+            keep="last",
+            early_stopping=0,
+        )
+
+    @property
+    def sparse_gradients(self) -> bool:
+        return self.table.sparse_gradients
+
+    @sparse_gradients.setter
+    def sparse_gradients(self, wanted: bool) -> None:
+        self.table.sparse_gradients = wanted
+
+    def sparse_parameters(self) -> list[str]:
+        return ["table.weight", "entropy_weight"]
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        entropy = ("entropy_weight", "entropy_bias")
+        return [
+            ParameterGroup(("table.weight",), optimizer="sgd"),
+            ParameterGroup(("bias",), 0.1, "sgd"),
+            ParameterGroup(entropy, ADAM_RATE / RATE, "adamw", accumulate=ADAM_BATCHES),
+        ]
+
+    def fit_statistics(self, encoded: Iterable[tuple[Encoded, Any]]) -> None:
+        """Weigh n-grams by how rare they are, and forget those of a single text."""
+        self.table.fit_statistics(encoded)
+        self.entropy_weight.data = zeros(self.table.weight.shape, device=self.table.weight.device)
+
+    def precompute(self, inputs: Encoded) -> Encoded:
+        """See `NgramTable`."""
+        return self.table.precompute(inputs)
+
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        weight = state.get(f"{prefix}entropy_weight")
+        if weight is not None and weight.shape != self.entropy_weight.shape:
+            self.entropy_weight.data = zeros(weight.shape, device=self.entropy_weight.device)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+    def forward(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
+        hinge, entropy = self._scores(inputs)
+        return self.entropy_share * entropy + (1 - self.entropy_share) * self.scale * hinge
+
+    def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any) -> Tensor:
+        """The models' losses added: they share no parameter, so neither sees the other's."""
+        hinge, entropy = self._scores(inputs)
+        loss: Tensor = squared_hinge(hinge, targets, task) + task.entropy(entropy, targets)
+        return loss
+
+    def _scores(self, inputs: Mapping[str, RaggedTensor]) -> tuple[Tensor, Tensor]:
+        ready = self.table.ready(inputs)
+        entropy = self.table.summed(self.entropy_weight, ready) + self.entropy_bias
+        return self.table.summed(self.table.weight, ready) + self.bias, entropy
