@@ -21,6 +21,7 @@ EXTRAS = {
     "pretrained": ("transformers",),
     "onnx": ("onnx", "onnxruntime"),
     "openvino": ("openvino",),
+    "compress": ("onnx", "onnxruntime", "openvino", "nncf"),
 }
 
 
