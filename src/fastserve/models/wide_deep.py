@@ -27,9 +27,7 @@ SMALL_VOCABULARY = 20_000
 class WideDeepOptions(Section):
     """`fastserve schema --network wide-deep`"""
 
-    members: Positive | Auto = Field(
-        "auto", description="convolutional networks beside the linear part; auto: 3 for a small vocabulary, else 1"
-    )
+    members: Positive = Field(1, description="convolutional networks beside the linear part, averaged")
     dim: Positive | Auto = Field("auto", description="size of a word's embedding; auto: 128 for a small one, else 64")
     filters: Positive | Auto = Field("auto", description="filters of each width; auto: as dim")
     widths: tuple[Positive, ...] = Field((1, 2, 3), description="how many words a filter sees", min_length=1)
@@ -65,17 +63,16 @@ class WideDeep(nn.Module):
             embedding_dropout=options.embedding_dropout,
             word_dropout=options.word_dropout,
         )
-        members = (3 if small else 1) if options.members == "auto" else options.members
         self.table = NgramTable(shape.vocabulary["ngrams"], shape.outputs)
         self.bias = nn.Parameter(zeros(shape.outputs))
         self.register_buffer("scale", tensor(SHARPNESS))
         self.register_buffer("deep_share", tensor(options.deep_share))
-        self.members = nn.ModuleList(TextCnn(inner, shape) for _ in range(members))
+        self.members = nn.ModuleList(TextCnn(inner, shape) for _ in range(options.members))
 
     @classmethod
     def recipe(cls, rows: int, outputs: int) -> Recipe:
         return Recipe(
-            epochs=min(12, max(2, round(200_000 / max(rows, 1)))),
+            epochs=min(8, max(2, round(200_000 / max(rows, 1)))),
             batch=64 if rows >= 20_000 else 32,
             learning_rate=LEARNING_RATE,
             weight_decay=0.0,
