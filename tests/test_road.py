@@ -65,6 +65,12 @@ def test_train_evaluate_predict(trained: dict[str, Any], tmp_path: Path) -> None
     assert sum(answers[0]["scores"].values()) == pytest.approx(1, abs=1e-5)
 
 
+def test_guessed_columns_are_said_once(tmp_path: Path) -> None:
+    environment = {**os.environ, "FASTSERVE_HOME": str(tmp_path)}
+    said = fastserve("train", "--data", TRAIN, "--network", "bag", "train.epochs=1", env=environment).stderr
+    assert said.count("guessed") == 1
+
+
 def test_predict_reads_files_and_standard_input(trained: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "answers.jsonl"
     assert result("predict", "reviews", "--data", TEST, "--out", str(out))["rows"] == 120

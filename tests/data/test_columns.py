@@ -56,6 +56,14 @@ def test_columns_that_are_named_are_not_guessed(tmp_path: Path, caplog: pytest.L
     assert example.columns == {"text": TEXTS[0], "label": "0"}
 
 
+def test_of_several_files_the_other_columns_that_all_have_are_kept(tmp_path: Path) -> None:
+    save(tmp_path, "a.tsv", ["label\ttext\tid\tonly", *(f"{i % 2}\t{body}\t{i}\tx" for i, body in enumerate(TEXTS))])
+    save(tmp_path, "b.tsv", ["label\ttext\tid", *(f"{i % 2}\t{body}\t{i}" for i, body in enumerate(TEXTS))])
+    examples = list(open_dataset(str(tmp_path / "*.tsv"), keep=None))
+    assert len(examples) == 2 * len(TEXTS)
+    assert {tuple(example.columns) for example in examples} == {("id",)}
+
+
 @pytest.mark.parametrize(
     ("first", "expected"),
     [

@@ -118,7 +118,7 @@ def open_dataset(
     """Look at the files behind `address` and settle their columns; nothing but their beginnings is read.
 
     labelled: True, there must be labels; None, they are used where there are; False, they are passed over.
-    keep: extra columns for Example.columns, None for all.
+    keep: extra columns for Example.columns, None for all that every file has.
     mapped: columns settled already (those of the training file); used where this file has them.
     """
     config = config or DataConfig()
@@ -129,7 +129,8 @@ def open_dataset(
         mapped = _look(first, config, labelled)
     if not labelled and not set(mapped.label_columns) <= set(first.names):
         mapped = Mapped(mapped.text, None, None, False)
-    others = [name for name in first.names if name != mapped.text and name not in mapped.label_columns]
+    used = (mapped.text, *mapped.label_columns)
+    others = [name for name in first.names if name not in used and all(name in reader.names for reader in readers)]
     for name in keep or ():
         if name not in first.names:
             raise DataError(f"{address} has no column '{name}': {choices(name, first.names)}")

@@ -76,10 +76,10 @@ class Splits:
         return {"rows": rows, "labels": self.train.label_counts, "leaked": self.leaked, "bad_rows": bad}
 
 
-def load_splits(config: DataConfig, seed: int, keep: Sequence[str] = ()) -> Splits:
+def load_splits(config: DataConfig, seed: int, keep: Sequence[str] | None = ()) -> Splits:
     """Open the files of a configuration, read each once, and settle which row serves for what.
 
-    keep: extra columns that the validation and test rows carry, where their files have them.
+    keep: extra columns that the validation and test rows carry, where their files have them; None for all.
     """
     if config.train is None:
         raise DataError("no training data: data.train=FILE names it")
@@ -88,8 +88,8 @@ def load_splits(config: DataConfig, seed: int, keep: Sequence[str] = ()) -> Spli
     index = index_rows(train)
     check_labels(index, train)
     labels = list(index.label_counts)
-    validation = _held_out(config.validation, train, config, labels, keep) if _is_file(config.validation) else None
-    test = _held_out(config.test, train, config, labels, keep) if config.test else None
+    validation = _held_out(config.validation, train, config, labels) if _is_file(config.validation) else None
+    test = _held_out(config.test, train, config, labels) if config.test else None
     held = [part.index.keys for part in (validation, test) if part is not None]
     chosen, leaked = _without_leaks(index, train, held, config.duplicates)
     if not _is_file(config.validation):
@@ -104,10 +104,10 @@ def _is_file(validation: str | float) -> bool:
     return isinstance(validation, str) and validation != "auto"
 
 
-def _held_out(address: str | float, train: Dataset, config: DataConfig, labels: list[str], keep: Sequence[str]) -> Part:
+def _held_out(address: str | float, train: Dataset, config: DataConfig, labels: list[str]) -> Part:
     dataset = open_dataset(str(address), config, known_labels=labels, mapped=train.mapped)
     dataset.remember = REMEMBER
-    dataset.keep = tuple(name for name in keep if name in dataset.available)
+    dataset.keep = tuple(name for name in train.keep if name in dataset.available)
     index = index_rows(dataset)
     return Part(dataset, index, np.ones(len(index), bool))
 

@@ -19,7 +19,6 @@ from fastserve import device, files, log
 from fastserve.bundle.format import DataSource
 from fastserve.config import Config, DataConfig
 from fastserve.data.blocks import Block
-from fastserve.data.dataset import open_dataset
 from fastserve.data.sources import find_sources
 from fastserve.data.split import Part, Splits, load_splits
 from fastserve.data.store import Store, write_store
@@ -126,9 +125,7 @@ class Preparation:
         data = self.config.data
         if data.train is None:
             raise ConfigError("no training data: name a file with data.train=FILE or --data FILE")
-        look = open_dataset(data.train, data)
-        used = {look.mapped.text, *look.mapped.label_columns}
-        splits = load_splits(data, self.config.train.seed, [name for name in look.available if name not in used])
+        splits = load_splits(data, self.config.train.seed, keep=None)
         if splits.validation is None:
             raise ConfigError("data.validation is 0 rows: give a share or a file, so that the run can be judged")
         counts = ", ".join(f"{len(part):,} {name}" for name, part in _parts(splits))
