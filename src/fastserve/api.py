@@ -100,9 +100,9 @@ class Model:
         from fastserve.evaluation.text import report_text
 
         report = self.bundle.report()
-        figures = report_text(report) if report else "(not evaluated)"
+        figures = report_text(report) if report else "(not evaluated)\n"
         folder = self.version.path if self.version else self.bundle.folder
-        return f"{figures}\n\nmodel   {self.reference}\nfolder  {folder}\nreport  {folder / 'report.html'}"
+        return f"{figures}\nmodel   {self.reference}\nfolder  {folder}\nreport  {folder / 'report.html'}"
 
 
 def train(config: Config | str | Path | None = None, **settings: Any) -> Model:

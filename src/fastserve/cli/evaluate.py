@@ -41,5 +41,5 @@ def evaluate(
     else:
         comparison = loaded.compare(api.load(against), data, out=out, columns=columns)
         result, text = comparison.to_json(), comparison_text(comparison)
-    where = f"\n\nreport  {out / 'report.html'}" if out else ""
+    where = f"\nreport  {out / 'report.html'}" if out else ""
     show(result, text + where, as_json=as_json)

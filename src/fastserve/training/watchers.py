@@ -115,7 +115,7 @@ class ProgressLine:
             say(f"resumed at step {event.step} of {self.settings.total_steps}")
         elif isinstance(event, Evaluated):
             figures = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
-            best = " (best so far)" if event.best else ""
+            best = " (best so far)" if event.best and self.settings.recipe.keep == "best" else ""
             say(f"epoch {event.epoch + 1}, step {event.step}: validation {figures}{best}")
         elif isinstance(event, RateReduced):
             say(f"step {event.step}: no more gain on validation, learning rate times {event.factor:g} from here on")
