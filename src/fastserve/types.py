@@ -62,6 +62,12 @@ class Ragged:
             np.concatenate(weights) if len(weights) == len(parts) else None,
         )
 
+    def between(self, start: int, stop: int) -> Ragged:
+        """Rows start to stop (not included), whose values are not copied."""
+        first, last = self.offsets[start], self.offsets[stop]
+        weights = None if self.weights is None else self.weights[first:last]
+        return Ragged(self.values[first:last], self.offsets[start : stop + 1] - first, weights)
+
     def take(self, rows: npt.NDArray[np.integer[Any]]) -> Ragged:
         """The given rows, in the given order, copied out."""
         lengths = self.offsets[rows + 1] - self.offsets[rows]

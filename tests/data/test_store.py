@@ -66,6 +66,21 @@ def test_several_labels_and_subsets_of_subsets(tmp_path: Path) -> None:
     assert view.batch(np.array([0])).inputs["tokens"].values.tolist() == [2, 2]
 
 
+def test_in_order_gives_every_row_once_as_batch_does(tmp_path: Path) -> None:
+    with write_store(tmp_path / "s") as writer:
+        writer.append(encoded([[1, 2], [], [3], [4, 5, 6], [7]]), np.arange(5), np.arange(5) + 2)
+    store = Store.open(tmp_path / "s")
+    for part in (store, store.subset(np.array([4, 0, 3]))):
+        batches = list(part.in_order(2))
+        assert np.concatenate([batch.rows for batch in batches]).tolist() == list(range(len(part)))
+        for batch in batches:
+            expected = part.batch(batch.rows)
+            assert batch.targets.tolist() == expected.targets.tolist()
+            for name, ragged in expected.inputs.items():
+                assert batch.inputs[name].values.tolist() == ragged.values.tolist()
+                assert batch.inputs[name].offsets.tolist() == ragged.offsets.tolist()
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     with write_store(tmp_path / "s") as writer:
         writer.append(encoded([[1, 2], [3]]), np.zeros(2, np.int64), np.arange(2))

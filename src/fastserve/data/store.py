@@ -215,10 +215,25 @@ class Store:
         pieces = []
         for start in range(0, max(len(at), 1), step):
             pieces.append(self._ragged(encoding).take(at[start : start + step]))
-            if _mapped_bytes() > self.resident_bytes:
-                for mapped in self.arrays.values():
-                    mapped.release()
+            self._give_back()
         return Ragged.concatenate(pieces)
+
+    def _give_back(self) -> None:
+        """Let go of pages that were read, where there are too many."""
+        if not self._fits and _mapped_bytes() > self.resident_bytes:
+            for mapped in self.arrays.values():
+                mapped.release()
+
+    def in_order(self, rows: int) -> Iterator[Batch]:
+        """All rows, `rows` at a time, in their order; without copies where this is the whole store."""
+        for start in range(0, len(self), rows):
+            chosen = np.arange(start, min(start + rows, len(self)))
+            if self.chosen is None:
+                inputs = {name: self._ragged(name).between(start, chosen[-1] + 1) for name in self.encodings}
+                yield Batch(chosen, inputs, self.arrays["targets"].array[start : chosen[-1] + 1])
+            else:
+                yield self.batch(chosen)
+            self._give_back()
 
     def subset(self, rows: LongArray) -> Store:
         """Only the given rows, numbered anew from 0; nothing is copied."""

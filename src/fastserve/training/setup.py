@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,16 +128,12 @@ def precomputed(network: HasFixedInputs, store: Store, folder: Path) -> Store:
     """`store` after the network's steps that do not change in training; made once for a run."""
     if not folder.is_dir():
         with write_store(folder) as writer, torch.inference_mode():
-            for batch in map(store.batch, _blocks(store, COMPUTED_ROWS)):
+            for batch in store.in_order(COMPUTED_ROWS):
                 writer.append(network.precompute(batch.inputs), batch.targets, batch.rows)
     return Store.open(folder)
 
 
 def encoded_blocks(store: Store) -> Iterator[tuple[Encoded, Any]]:
     """The whole store in order, block by block."""
-    for batch in map(store.batch, _blocks(store, COUNTED_ROWS)):
+    for batch in store.in_order(COUNTED_ROWS):
         yield batch.inputs, batch.targets
-
-
-def _blocks(store: Store, rows: int) -> list[LongArray]:
-    return np.array_split(np.arange(len(store)), math.ceil(len(store) / rows))
