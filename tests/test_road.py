@@ -99,7 +99,8 @@ def test_the_run_leaves_events_and_tensorboard_files(trained: dict[str, Any], ho
 
 def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(trained: dict[str, Any]) -> None:
     def weights(*words: str) -> dict[str, np.ndarray]:
-        folder = result("train", "--data", TRAIN, "--network", "textcnn", "train.resume=never", *words)["folder"]
+        fixed = ["--network", "textcnn", "train.resume=never", "train.epochs=2"]
+        folder = result("train", "--data", TRAIN, *fixed, *words)["folder"]
         return load_file(Path(folder) / "model.safetensors")
 
     first, second, other = weights(), weights(), weights("train.seed=1")
@@ -109,14 +110,14 @@ def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(trained: dict
 
 @pytest.fixture
 def server(trained: dict[str, Any]) -> Iterator[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastserve", "serve", "reviews", "--port", "0"], stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    address = next(word for line in process.stderr for word in line.split() if word.startswith("http://"))
-    yield address.rstrip("/")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    command = [sys.executable, "-m", "fastserve", "serve", "reviews", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        address = next(word for line in process.stderr for word in line.split() if word.startswith("http://"))
+        next(line for line in process.stderr if "model ready" in line)  # until then the answer is 503
+        yield address.rstrip("/")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
 
 
 def test_the_server_answers_as_the_evaluated_model(server: str) -> None:

@@ -95,8 +95,11 @@ def test_threads_of_torch_do_not_matter() -> None:
 
 SCRIPT = textwrap.dedent(
     """
+    import signal
     import time
     from fastserve.text.workers import spread
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 
     def work(number):
         time.sleep(0.2)
