@@ -90,9 +90,9 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, layout: Layout, mask: Tensor | None) -> Tensor:
         """tokens (N, D)"""
-        tokens = tokens + self._drop(self._attention(self.attention_norm(tokens), layout, mask), layout)
-        inner = self.inner(self.feedforward_norm(tokens)).relu()  # a tenth of the step cheaper than GELU
-        return tokens + self._drop(self.outer(inner), layout)
+        tokens = self._add(tokens, self._attention(self.attention_norm(tokens), layout, mask), layout)
+        inner = self.inner(self.feedforward_norm(tokens)).relu_()  # a tenth of the step cheaper than GELU
+        return self._add(tokens, self.outer(inner), layout)
 
     def _attention(self, tokens: Tensor, layout: Layout, mask: Tensor | None) -> Tensor:
         padded = layout.pad(self.query_key_value(tokens))  # (B, T, 3 * D)
@@ -102,12 +102,12 @@ class Block(nn.Module):
         output: Tensor = self.attention_output(layout.unpad(attended.transpose(1, 2).flatten(2)))
         return output
 
-    def _drop(self, tokens: Tensor, layout: Layout) -> Tensor:
+    def _add(self, tokens: Tensor, branch: Tensor, layout: Layout) -> Tensor:
         """Leave out the same features at all tokens of a text: a mask for each token would cost more than a product."""
         if not self.training or not self.dropout:
-            return tokens
+            return tokens + branch
         kept = functional.dropout(tokens.new_ones(layout.texts, tokens.shape[1]), self.dropout)
-        return tokens * kept[layout.rows]
+        return torch.addcmul(tokens, branch, kept.index_select(0, layout.rows))
 
 
 class TransformerEncoder(nn.Module):

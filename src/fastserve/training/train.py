@@ -9,7 +9,7 @@ import torch
 
 from fastserve import device, log
 from fastserve.bundle.bundle import Bundle
-from fastserve.config import Config
+from fastserve.config import Config, TrainConfig
 from fastserve.models import find
 from fastserve.plugins import TASKS
 from fastserve.training.finish import Origin, finish
@@ -26,7 +26,7 @@ def train(config: Config) -> Bundle:
     Called again with the same configuration and data after a kill, it goes on where it was.
     """
     clock, started = time.monotonic(), datetime.now(UTC).replace(microsecond=0)
-    torch.set_num_threads(device.cores() if config.train.threads == "auto" else config.train.threads)
+    ready_machine(config.train)
     TASKS.load(config.task)
     check_network(config.model.network)
     sources = describe_sources(config.data)
@@ -35,6 +35,12 @@ def train(config: Config) -> Bundle:
         run = Setup(config, find(prepared.network), prepared).run(folder.checkpoints, folder.scratch)
         train_watched(run, folder)
         return finish(prepared, run, folder, Origin(config, sources, started, clock))
+
+
+def ready_machine(config: TrainConfig) -> None:
+    """Threads and memory of this process, as training wants them."""
+    torch.set_num_threads(device.cores() if config.threads == "auto" else config.threads)
+    device.keep_freed_memory()
 
 
 def check_network(name: str) -> None:
