@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -10,9 +10,9 @@ from torch import Tensor, nn, tensor, zeros
 
 from fastserve.config import Fraction, Section
 from fastserve.models.network import NetworkShape
-from fastserve.models.ngram_table import NgramTable, squared_hinge
+from fastserve.models.ngram_table import NgramNetwork, NgramTable, annealed, squared_hinge
 from fastserve.models.ragged import RaggedTensor
-from fastserve.types import Encoded, ParameterGroup, Recipe, TextPreferences
+from fastserve.types import ParameterGroup, Recipe, TextPreferences
 
 RATE = 0.1
 """Step for each row. A batch of 64 rows diverged at 0.3 a row on 100,000 reviews, and learned well from 0.1 to 0.15."""
@@ -27,7 +27,7 @@ class BagOptions(Section):
     dropout: Fraction = Field(0.3, description="on the hidden layer, where there is one")
 
 
-class Bag(nn.Module):
+class Bag(NgramNetwork):
     """With dim 0 the table's rows are the labels' weights, trained by a squared hinge; else ReLU and entropy."""
 
     encodings: ClassVar[tuple[str, ...]] = ("ngrams",)
@@ -47,25 +47,7 @@ class Bag(nn.Module):
     @classmethod
     def recipe(cls, rows: int, outputs: int) -> Recipe:
         big = rows >= 20_000
-        return Recipe(
-            epochs=2 if big else 5,
-            batch=96 if big else 32,
-            learning_rate=RATE,
-            optimizer="sgd",
-            weight_decay=0.0,
-            warmup=0.0,
-            gradient_clip=0.0,
-            keep="last",
-            early_stopping=0,
-        )
-
-    @property
-    def sparse_gradients(self) -> bool:
-        return self.table.sparse_gradients
-
-    @sparse_gradients.setter
-    def sparse_gradients(self, wanted: bool) -> None:
-        self.table.sparse_gradients = wanted
+        return annealed(2, 96, RATE) if big else annealed(5, 32, RATE)
 
     def sparse_parameters(self) -> list[str]:
         return ["table.weight"]
@@ -74,14 +56,6 @@ class Bag(nn.Module):
         if self.output is None:
             return [ParameterGroup(("table.weight",), optimizer="sgd"), ParameterGroup(("bias",), 0.1, "sgd")]
         return [ParameterGroup(tuple(name for name, _ in self.named_parameters()), 3e-3 / RATE)]
-
-    def fit_statistics(self, encoded: Iterable[tuple[Encoded, Any]]) -> None:
-        """Weigh n-grams by how rare they are, and forget those of a single text."""
-        self.table.fit_statistics(encoded)
-
-    def precompute(self, inputs: Encoded) -> Encoded:
-        """See `NgramTable`."""
-        return self.table.precompute(inputs)
 
     def forward(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
         summed = self.table(inputs) + self.bias

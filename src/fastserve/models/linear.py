@@ -15,7 +15,7 @@ from torch import Tensor, nn, tensor, zeros
 from fastserve.config import Section
 from fastserve.models.bag import RATE, SHARPNESS
 from fastserve.models.network import NetworkShape
-from fastserve.models.ngram_table import NgramTable, squared_hinge
+from fastserve.models.ngram_table import NgramNetwork, NgramTable, annealed, squared_hinge
 from fastserve.models.ragged import RaggedTensor
 from fastserve.types import Encoded, ParameterGroup, Recipe, TextPreferences
 
@@ -33,7 +33,7 @@ class LinearOptions(Section):
     )
 
 
-class Linear(nn.Module):
+class Linear(NgramNetwork):
     """logits = entropy_share * entropy scores + (1 - entropy_share) * sharpened hinge scores."""
 
     encodings: ClassVar[tuple[str, ...]] = ("ngrams",)
@@ -54,25 +54,7 @@ class Linear(nn.Module):
 
     @classmethod
     def recipe(cls, rows: int, outputs: int) -> Recipe:
-        return Recipe(
-            epochs=2,
-            batch=64,
-            learning_rate=RATE,
-            optimizer="sgd",
-            weight_decay=0.0,
-            warmup=0.0,
-            gradient_clip=0.0,
-            keep="last",
-            early_stopping=0,
-        )
-
-    @property
-    def sparse_gradients(self) -> bool:
-        return self.table.sparse_gradients
-
-    @sparse_gradients.setter
-    def sparse_gradients(self, wanted: bool) -> None:
-        self.table.sparse_gradients = wanted
+        return annealed(2, 64, RATE)
 
     def sparse_parameters(self) -> list[str]:
         return ["table.weight", "entropy_weight"]
@@ -86,13 +68,8 @@ class Linear(nn.Module):
         ]
 
     def fit_statistics(self, encoded: Iterable[tuple[Encoded, Any]]) -> None:
-        """Weigh n-grams by how rare they are, and forget those of a single text."""
-        self.table.fit_statistics(encoded)
+        super().fit_statistics(encoded)
         self.entropy_weight.data = zeros(self.table.weight.shape, device=self.table.weight.device)
-
-    def precompute(self, inputs: Encoded) -> Encoded:
-        """See `NgramTable`."""
-        return self.table.precompute(inputs)
 
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         weight = state.get(f"{prefix}entropy_weight")

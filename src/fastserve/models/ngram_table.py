@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastserve.models.ragged import RaggedTensor
 from fastserve.models.rows import weighted_sum
-from fastserve.types import Encoded
+from fastserve.types import Encoded, Recipe
 
 VALUED = "ngrams as table rows"
 MIN_TEXTS = 2
@@ -107,6 +107,43 @@ class NgramTable(nn.Module):
         values = values * (2 * squares.clamp_min(1e-12)).rsqrt()[kind]
         offsets = nn.functional.pad(torch.bincount(rows, minlength=len(ngrams)).cumsum(0), (1, 0))
         return RaggedTensor(places, offsets, values)
+
+
+class NgramNetwork(nn.Module):
+    """What networks over a table of n-grams share. A subclass makes `table`."""
+
+    table: NgramTable
+
+    @property
+    def sparse_gradients(self) -> bool:
+        return self.table.sparse_gradients
+
+    @sparse_gradients.setter
+    def sparse_gradients(self, wanted: bool) -> None:
+        self.table.sparse_gradients = wanted
+
+    def fit_statistics(self, encoded: Iterable[tuple[Encoded, Any]]) -> None:
+        """Weigh n-grams by how rare they are, and forget those of a single text."""
+        self.table.fit_statistics(encoded)
+
+    def precompute(self, inputs: Encoded) -> Encoded:
+        """See `NgramTable.precompute`."""
+        return self.table.precompute(inputs)
+
+
+def annealed(epochs: int, batch: int, learning_rate: float, optimizer: str = "sgd") -> Recipe:
+    """Few epochs whose learning rate falls to nothing: the last weights are the ones to keep."""
+    return Recipe(
+        epochs=epochs,
+        batch=batch,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        weight_decay=0.0,
+        warmup=0.0,
+        gradient_clip=0.0,
+        keep="last",
+        early_stopping=0,
+    )
 
 
 def squared_hinge(scores: Tensor, targets: Tensor, task: Any) -> Tensor:

@@ -6,7 +6,7 @@ are mixed, not trained as one: a joint loss lets the linear part explain everyth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 from pydantic import Field
@@ -15,10 +15,10 @@ from torch import Tensor, nn, stack, tensor, zeros
 from fastserve.config import Auto, Fraction, Positive, Section
 from fastserve.models.bag import RATE, SHARPNESS
 from fastserve.models.network import NetworkShape
-from fastserve.models.ngram_table import NgramTable, squared_hinge
+from fastserve.models.ngram_table import NgramNetwork, NgramTable, annealed, squared_hinge
 from fastserve.models.ragged import RaggedTensor
 from fastserve.models.textcnn import TextCnn, TextCnnOptions
-from fastserve.types import Encoded, ParameterGroup, Recipe, TextPreferences
+from fastserve.types import ParameterGroup, Recipe, TextPreferences
 
 LEARNING_RATE = 2e-3
 SMALL_VOCABULARY = 20_000
@@ -37,7 +37,7 @@ class WideDeepOptions(Section):
     deep_share: float = Field(0.5, gt=0, description="how much the members' logits count beside the linear part's")
 
 
-class WideDeep(nn.Module):
+class WideDeep(NgramNetwork):
     """logits = scale * linear scores + deep_share * mean of the members' logits.
 
     Among 1 to 8 times as much of the linear part as of the members, 4 was best or within noise; half of the members'
@@ -71,16 +71,8 @@ class WideDeep(nn.Module):
 
     @classmethod
     def recipe(cls, rows: int, outputs: int) -> Recipe:
-        return Recipe(
-            epochs=min(8, max(2, round(200_000 / max(rows, 1)))),
-            batch=64 if rows >= 20_000 else 32,
-            learning_rate=LEARNING_RATE,
-            weight_decay=0.0,
-            warmup=0.0,
-            gradient_clip=0.0,
-            keep="last",
-            early_stopping=0,
-        )
+        epochs = min(8, max(2, round(200_000 / max(rows, 1))))
+        return annealed(epochs, 64 if rows >= 20_000 else 32, LEARNING_RATE, "adamw")
 
     @property
     def sparse_gradients(self) -> bool:
@@ -98,14 +90,6 @@ class WideDeep(nn.Module):
     def parameter_groups(self) -> list[ParameterGroup]:
         rate = RATE / LEARNING_RATE
         return [ParameterGroup(("table.weight",), rate, "sgd"), ParameterGroup(("bias",), 0.1 * rate, "sgd")]
-
-    def fit_statistics(self, encoded: Iterable[tuple[Encoded, Any]]) -> None:
-        """Weigh n-grams by how rare they are, and forget those of a single text."""
-        self.table.fit_statistics(encoded)
-
-    def precompute(self, inputs: Encoded) -> Encoded:
-        """See `NgramTable`."""
-        return self.table.precompute(inputs)
 
     def forward(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
         deep = stack([member(inputs) for member in self._members()]).mean(0)
