@@ -30,6 +30,7 @@ from fastserve import device
 from fastserve.config import Config, load_config
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data/zh_sentiment_100k/train.tsv.gz"
+VALIDATION_ROWS = 1_000
 SIDES = ("trainer", "fastserve")
 TRAINER, FASTSERVE = SIDES
 
@@ -52,7 +53,9 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("train", nargs="?", default=str(DATA))
-    parser.add_argument("--rows", type=int, default=2000, help="only the first rows of the file")
+    parser.add_argument(
+        "--rows", type=int, default=2000, help=f"the first rows of the file; the next {VALIDATION_ROWS:,} validate"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
@@ -70,11 +73,13 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
     from fastserve.training.prepare import prepare
 
     with (gzip.open if options.train.endswith(".gz") else open)(options.train, "rt", encoding="utf-8") as source:
-        (folder / "head.tsv").write_text("".join(itertools.islice(source, options.rows + 1)), "utf-8")
+        header = next(source)
+        for part, rows in (("train", options.rows), ("validation", VALIDATION_ROWS)):
+            (folder / f"{part}.tsv").write_text("".join([header, *itertools.islice(source, rows)]), "utf-8")
     train = {"epochs": options.epochs, "batch": options.batch, "learning_rate": options.rate, "keep": "last"}
     config = load_config(
         values={
-            "data": {"train": str(folder / "head.tsv"), "duplicates": "keep"},
+            "data": {"train": str(folder / "train.tsv"), "validation": str(folder / "validation.tsv")},
             "text": {"segment": "subword", "max_length": 64},
             "model": {"network": "transformer"},
             "train": {**train, "early_stopping": 0, "precision": options.precision},
@@ -86,7 +91,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
     precision = str(device.pick_precision(options.precision, device.pick_device("cpu"))).removeprefix("torch.")
     print(
         f"{len(lengths):,} rows of {lengths.mean():.0f} tokens (most {lengths.max()}), "
-        f"{prepared.shape.vocabulary['tokens']:,} kinds; {options.epochs} epochs in batches of {options.batch}, "
+        f"{prepared.shape.vocabulary['tokens']:,} kinds; {options.epochs} times in batches of {options.batch}, "
         f"{precision}, {device.cores()} cores"
     )
 
