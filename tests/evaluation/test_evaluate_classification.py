@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from judged_samples import names, several, single
 from sklearn import metrics as sk
+from threadpoolctl import threadpool_limits
 
 from fastserve.errors import DataError, WorkError
 from fastserve.evaluation import evaluate_classification
@@ -191,6 +192,7 @@ def test_the_seed_decides_the_intervals() -> None:
 def test_the_report_of_a_usual_test_set_takes_under_a_second() -> None:
     targets, probabilities = single(12_000, 15)
     columns = {"domain": [f"domain {row % 10}" for row in range(12_000)]}
-    start = time.process_time()
-    evaluate_classification(targets, probabilities, names(15), texts=["文"] * 12_000, slices=columns)
-    assert time.process_time() - start < 1.0
+    with threadpool_limits(1):  # threads that wait for each other on a busy machine would be counted as work
+        start = time.process_time()
+        evaluate_classification(targets, probabilities, names(15), texts=["文"] * 12_000, slices=columns)
+        assert time.process_time() - start < 1.0

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from judged_samples import names, several, single
+from threadpoolctl import threadpool_limits
 
 from fastserve.evaluation import (
     charts,
@@ -187,9 +188,10 @@ def test_an_axis_holds_a_single_value() -> None:
 
 def test_evaluation_and_page_of_a_usual_test_set_take_under_a_second() -> None:
     targets, probabilities = single(12_000, 15)
-    start = time.process_time()
-    report = evaluate_classification(
-        targets, probabilities, names(15), texts=["文字"] * 12_000, slices={"domain": ["a", "b", "c", "d"] * 3000}
-    )
-    report_html(report, history=history())
-    assert time.process_time() - start < 1.0
+    with threadpool_limits(1):  # threads that wait for each other on a busy machine would be counted as work
+        start = time.process_time()
+        report = evaluate_classification(
+            targets, probabilities, names(15), texts=["文字"] * 12_000, slices={"domain": ["a", "b", "c", "d"] * 3000}
+        )
+        report_html(report, history=history())
+        assert time.process_time() - start < 1.0
