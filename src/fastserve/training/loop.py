@@ -116,7 +116,7 @@ class TrainingRun:
     def _epoch(self) -> Iterator[Event]:
         """What is left of the current epoch."""
         at = self.progress
-        for batch in ahead(self.train.batch, self.plan.epoch(at.epoch)[at.batch :]):
+        for batch in self._batches(self.plan.epoch(at.epoch)[at.batch :]):
             yield self.step(batch)
             if at.step % self.settings.evaluate_every == 0:
                 yield from self.evaluate()
@@ -127,6 +127,10 @@ class TrainingRun:
         at.epoch, at.batch = at.epoch + 1, 0
         if at.epoch >= self.settings.recipe.epochs:
             yield from self._last_evaluation()
+
+    def _batches(self, plan: list[LongArray]) -> Iterator[Batch]:
+        """Read ahead where another device computes; where the cores do, a second thread only gets in their way."""
+        return ahead(self.train.batch, plan) if self.device.type == "cuda" else map(self.train.batch, plan)
 
     def step(self, batch: Batch) -> Stepped:
         """One optimizer step."""
