@@ -114,7 +114,7 @@ def server(trained: dict[str, Any]) -> Iterator[str]:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         address = next(word for line in process.stderr for word in line.split() if word.startswith("http://"))
-        next(line for line in process.stderr if "model ready" in line)  # until then the answer is 503
+        next(line for line in process.stderr if '"event":"serving"' in line)  # until then the answer is 503
         yield address.rstrip("/")
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0

@@ -35,7 +35,8 @@ def serve(models: Sequence[str], options: ServeOptions, *, source: str = BUNDLES
     check_exposure(options)
     listening = bind(options.host, options.port)
     try:
-        log.say(f"serving {', '.join(model.name for model in named)} at {address(listening)} (Ctrl+C ends it)")
+        names = ", ".join(model.name for model in named)
+        log.say(f"loading {names}; {address(listening)} answers 503 until it is ready (Ctrl+C ends it)")
         return asyncio.run(Supervisor(named, options, source, listening, keys).run())
     finally:
         listening.close()

@@ -120,10 +120,10 @@ class Supervisor:
         if message["event"] in ("ready", "swapped"):
             self._good_folders = message["folders"]
         if message["event"] == "ready":
-            if not self._was_ready:
-                self.events.info("serving", address=address(self.listening), models=list(self._good_folders))
-            self._was_ready = True
+            is_first, self._was_ready = not self._was_ready, True
             self._change_door()
+            if is_first:  # said when the door is the worker's, so that nobody who reads it still gets a 503
+                self.events.info("serving", address=address(self.listening), models=list(self._good_folders))
 
     def _hopeless(self, worker: WorkerProcess, code: int, deaths: int) -> FastServeError | None:
         """The error to end with, where starting again would not help."""
