@@ -14,21 +14,24 @@ from torch import nn
 from fastserve import device, log
 from fastserve.config import Config
 from fastserve.data.batches import BatchPlan, evaluation_batches
+from fastserve.data.memory import MemoryRows
 from fastserve.data.store import Store, write_store
 from fastserve.errors import ConfigError, choices
 from fastserve.models import NetworkKind, build
 from fastserve.models.network import HasFixedInputs, HasStatistics
 from fastserve.tasks.classification import Classification, balanced_weights
-from fastserve.training.loop import TrainingRun
+from fastserve.training.loop import Rows, TrainingRun
 from fastserve.training.prepare import Prepared
 from fastserve.training.settings import Settings, settle
-from fastserve.types import Encoded, LongArray
+from fastserve.types import Encoded, LongArray, Ragged
 
 EVALUATION_TOKENS = 16_384
 COUNTED_ROWS = 32_768
 """Rows counted at once: a count passes over the whole table of n-grams."""
 COMPUTED_ROWS = 1_024
 """Rows computed at once: few, so that what is made on the way stays in the cache."""
+MEMORY_VALUES = 32 << 20
+"""Tokens and n-grams of a training set that is kept in memory once computed (8 bytes each)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +127,23 @@ def class_counts(store: Store, classes: int) -> LongArray:
     return np.bincount(targets, minlength=classes)
 
 
-def precomputed(network: HasFixedInputs, store: Store, folder: Path) -> Store:
-    """`store` after the network's steps that do not change in training; made once for a run."""
+def precomputed(network: HasFixedInputs, store: Store, folder: Path) -> Rows:
+    """`store` after the network's steps that do not change in training: in memory, or in `folder` where it is large."""
+    values = sum(int(store.lengths(name).sum()) for name in store.encodings)
+    if values <= MEMORY_VALUES:
+        return _in_memory(network, store)
     if not folder.is_dir():
         with write_store(folder) as writer, torch.inference_mode():
             for batch in store.in_order(COMPUTED_ROWS):
                 writer.append(network.precompute(batch.inputs), batch.targets, batch.rows)
     return Store.open(folder)
+
+
+def _in_memory(network: HasFixedInputs, store: Store) -> MemoryRows:
+    with torch.inference_mode():
+        parts = [network.precompute(batch.inputs) for batch in store.in_order(COMPUTED_ROWS)]
+    inputs = {name: Ragged.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return MemoryRows(inputs, np.asarray(store.targets))
 
 
 def encoded_blocks(store: Store) -> Iterator[tuple[Encoded, Any]]:
