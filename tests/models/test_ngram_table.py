@@ -11,6 +11,7 @@ import torch
 
 from fastserve.models import NetworkShape, RaggedTensor, build, resolve
 from fastserve.models.ngram_table import NgramTable, squared_hinge
+from fastserve.tasks.classification import Classification
 from fastserve.types import Ragged
 
 TEXTS = [{2: 1, 3: 2, 4: 1}, {2: 3, 5: 1}, {2: 1, 3: 1, 9: 1}, {}]
@@ -56,6 +57,21 @@ def test_a_single_text_keeps_its_ngrams() -> None:
     table = NgramTable(12, 2)
     table.fit_statistics([({"ngrams": ragged([{2: 1, 4: 1}])}, None)])
     assert table.kept.tolist() == [2, 4]
+
+
+def test_texts_that_are_the_same_are_learned_without_overshooting() -> None:
+    same = ragged([{2: 1, 3: 1, 5: 2}] * 32)
+    network = build("bag", {}, NetworkShape({"ngrams": 12}, 2))
+    network.fit_statistics([({"ngrams": same}, None)])
+    assert network.table.likeness == pytest.approx(32, rel=1e-3)
+    targets = torch.tensor([0, 1, 1, 1] * 8)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(50):
+        optimizer.zero_grad()
+        loss = network.loss({"ngrams": RaggedTensor.from_ragged(same)}, targets, Classification(["a", "b"]))
+        loss.backward()
+        optimizer.step()
+    assert loss.item() == pytest.approx(2 * (1 - (1 / 2) ** 2), abs=0.05)  # the best that three quarters allow
 
 
 def test_what_is_computed_once_gives_the_same(table: NgramTable) -> None:

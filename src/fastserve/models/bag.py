@@ -10,7 +10,15 @@ from torch import Tensor, nn, tensor, zeros
 
 from fastserve.config import Fraction, Section
 from fastserve.models.network import NetworkShape
-from fastserve.models.ngram_table import NgramNetwork, NgramTable, annealed, squared_hinge
+from fastserve.models.ngram_table import (
+    LARGE_BATCH,
+    MANY_TEXTS,
+    SMALL_BATCH,
+    NgramNetwork,
+    NgramTable,
+    annealed,
+    squared_hinge,
+)
 from fastserve.models.ragged import RaggedTensor
 from fastserve.types import ParameterGroup, Recipe, TextPreferences
 
@@ -46,8 +54,8 @@ class Bag(NgramNetwork):
 
     @classmethod
     def recipe(cls, rows: int, outputs: int) -> Recipe:
-        big = rows >= 20_000
-        return annealed(2, 96, RATE) if big else annealed(5, 32, RATE)
+        big = rows >= MANY_TEXTS
+        return annealed(2, LARGE_BATCH, RATE) if big else annealed(5, SMALL_BATCH, RATE)
 
     def sparse_parameters(self) -> list[str]:
         return ["table.weight"]
@@ -70,4 +78,4 @@ class Bag(NgramNetwork):
         if self.output is not None:
             entropy: Tensor = task.entropy(logits, targets)
             return entropy
-        return squared_hinge(logits / self.scale, targets, task)
+        return squared_hinge(logits / self.scale, targets, task, self.table.likeness)

@@ -84,7 +84,7 @@ class Linear(NgramNetwork):
     def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any) -> Tensor:
         """The models' losses added: they share no parameter, so neither sees the other's."""
         hinge, entropy = self._scores(inputs)
-        loss: Tensor = squared_hinge(hinge, targets, task) + task.entropy(entropy, targets)
+        loss: Tensor = squared_hinge(hinge, targets, task, self.table.likeness) + task.entropy(entropy, targets)
         return loss
 
     def _scores(self, inputs: Mapping[str, RaggedTensor]) -> tuple[Tensor, Tensor]:

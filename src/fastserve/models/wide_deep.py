@@ -98,7 +98,7 @@ class WideDeep(NgramNetwork):
     def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any) -> Tensor:
         """The parts' losses added: they share no parameter, so neither sees the other's."""
         losses = [task.entropy(member(inputs), targets) for member in self._members()]
-        return squared_hinge(self._scores(inputs), targets, task) + cast(Tensor, sum(losses))
+        return squared_hinge(self._scores(inputs), targets, task, self.table.likeness) + cast(Tensor, sum(losses))
 
     def _scores(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
         scores: Tensor = self.table(inputs) + self.bias
