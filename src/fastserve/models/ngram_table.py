@@ -71,13 +71,12 @@ class NgramTable(nn.Module):
 
     def _likeness(self, ngrams: Ragged, batch: int) -> float:
         """The `likeness` of `batch` rows that are spread over `ngrams`."""
-        import scipy.sparse
-
         rows = np.unique(np.linspace(0, len(ngrams) - 1, batch).astype(np.int64))
         ready = self.valued(RaggedTensor.from_ragged(ngrams.take(rows)).to(self.idf.device)).cpu_ragged()
-        shape = (len(rows), len(self.kept))
-        matrix = scipy.sparse.csr_matrix((ready.weights, ready.values, ready.offsets), shape=shape)
-        return max(1.0, float(np.linalg.eigvalsh((matrix @ matrix.T).toarray())[-1]))
+        columns, places = np.unique(ready.values, return_inverse=True)
+        matrix = np.zeros((len(rows), len(columns)), np.float32)
+        matrix[np.repeat(np.arange(len(rows)), ready.lengths), places] = ready.weights
+        return max(1.0, float(np.linalg.eigvalsh(matrix @ matrix.T)[-1]))
 
     def _keep(self, kept: Tensor, weight: Tensor) -> None:
         """Change which ids have a row. The parameter stays the same object, for an optimizer that holds it."""
