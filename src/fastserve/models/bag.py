@@ -9,10 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn, tensor, zeros
 
 from fastserve.config import Fraction, Section
-from fastserve.models.network import NetworkShape
+from fastserve.models.network import MANY_ROWS, NetworkShape
 from fastserve.models.ngram_table import (
     LARGE_BATCH,
-    MANY_TEXTS,
     SMALL_BATCH,
     NgramNetwork,
     NgramTable,
@@ -54,7 +53,7 @@ class Bag(NgramNetwork):
 
     @classmethod
     def recipe(cls, rows: int, outputs: int) -> Recipe:
-        big = rows >= MANY_TEXTS
+        big = rows >= MANY_ROWS
         return annealed(2, LARGE_BATCH, RATE) if big else annealed(5, SMALL_BATCH, RATE)
 
     def sparse_parameters(self) -> list[str]:

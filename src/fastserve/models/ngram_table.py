@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastserve.models.network import MANY_ROWS
 from fastserve.models.ragged import RaggedTensor
 from fastserve.models.rows import weighted_sum
 from fastserve.types import Encoded, Ragged, Recipe
 
 VALUED = "ngrams as table rows"
-MANY_TEXTS, SMALL_BATCH, LARGE_BATCH = 20_000, 32, 96
+SMALL_BATCH, LARGE_BATCH = 32, 96
 MOST_LIKENESS = 3.0
 """Real batches have 1.2 to 2.7. Where 600,000 texts were made of few words, full steps diverged."""
 MIN_TEXTS = 2
@@ -67,7 +68,7 @@ class NgramTable(nn.Module):
         self._keep(torch.from_numpy(kept.astype(np.int32)), self._fresh(len(kept)))
         self.idf = torch.from_numpy(idf.astype(np.float32)).to(self.idf.device)
         if sample is not None and len(sample):
-            self.likeness = self._likeness(sample, LARGE_BATCH if texts >= MANY_TEXTS else SMALL_BATCH)
+            self.likeness = self._likeness(sample, LARGE_BATCH if texts >= MANY_ROWS else SMALL_BATCH)
 
     def _likeness(self, ngrams: Ragged, batch: int) -> float:
         """The `likeness` of `batch` rows that are spread over `ngrams`."""

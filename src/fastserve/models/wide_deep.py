@@ -14,7 +14,7 @@ from torch import Tensor, nn, stack, tensor, zeros
 
 from fastserve.config import Auto, Fraction, Positive, Section
 from fastserve.models.bag import RATE, SHARPNESS
-from fastserve.models.network import NetworkShape
+from fastserve.models.network import MANY_ROWS, NetworkShape
 from fastserve.models.ngram_table import NgramNetwork, NgramTable, annealed, squared_hinge
 from fastserve.models.ragged import RaggedTensor
 from fastserve.models.textcnn import TextCnn, TextCnnOptions
@@ -72,7 +72,7 @@ class WideDeep(NgramNetwork):
     @classmethod
     def recipe(cls, rows: int, outputs: int) -> Recipe:
         epochs = min(8, max(2, round(200_000 / max(rows, 1))))
-        return annealed(epochs, 64 if rows >= 20_000 else 32, LEARNING_RATE, "adamw")
+        return annealed(epochs, 64 if rows >= MANY_ROWS else 32, LEARNING_RATE, "adamw")
 
     @property
     def sparse_gradients(self) -> bool:
