@@ -62,11 +62,17 @@ def test_quick_metrics_agree_with_scikit_learn(logits: np.ndarray) -> None:
     assert found["f1_macro"] == pytest.approx(expected)
 
 
+THIRDS = (slice(0, 2), slice(2, 3), slice(3, 5))
+
+
 def test_loss_weights_and_smoothing_are_those_of_torch() -> None:
     logits, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 1, 0])
     task = Classification(["a", "b", "c"], label_smoothing=0.1, class_weights=[1.0, 2.0, 0.5])
-    expected = nn.functional.cross_entropy(logits, targets, torch.tensor([1.0, 2.0, 0.5]), label_smoothing=0.1)
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    expected = nn.functional.cross_entropy(logits, targets, weight, label_smoothing=0.1, reduction="sum") / len(targets)
     torch.testing.assert_close(task.loss(Given(), {"logits": logits}, targets), expected)
+    parts = [task.loss(Given(), {"logits": logits[part]}, targets[part]) * len(targets[part]) for part in THIRDS]
+    torch.testing.assert_close(sum(parts) / len(targets), expected)
 
 
 def test_balanced_weights_are_scikit_learns() -> None:

@@ -72,9 +72,9 @@ class Bag(NgramNetwork):
         logits: Tensor = self.output(nn.functional.dropout(summed.relu(), self.options.dropout, self.training))
         return logits
 
-    def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any) -> Tensor:
+    def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any, rows: int | None = None) -> Tensor:
         logits = self(inputs)
         if self.output is not None:
             entropy: Tensor = task.entropy(logits, targets)
             return entropy
-        return squared_hinge(logits / self.scale, targets, task, self.table.likeness)
+        return squared_hinge(logits / self.scale, targets, task, self.table.likeness, rows)

@@ -81,10 +81,10 @@ class Linear(NgramNetwork):
         hinge, entropy = self._scores(inputs)
         return self.entropy_share * entropy + (1 - self.entropy_share) * self.scale * hinge
 
-    def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any) -> Tensor:
+    def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any, rows: int | None = None) -> Tensor:
         """The models' losses added: they share no parameter, so neither sees the other's."""
         hinge, entropy = self._scores(inputs)
-        loss: Tensor = squared_hinge(hinge, targets, task, self.table.likeness) + task.entropy(entropy, targets)
+        loss: Tensor = squared_hinge(hinge, targets, task, self.table.likeness, rows) + task.entropy(entropy, targets)
         return loss
 
     def _scores(self, inputs: Mapping[str, RaggedTensor]) -> tuple[Tensor, Tensor]:

@@ -88,8 +88,11 @@ class HasSparseGradients(Protocol):
 class HasOwnLoss(Protocol):
     """A network whose parts are trained by losses of their own (a linear part by a hinge, a deep part by entropy)."""
 
-    def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any) -> Tensor:
-        """The mean loss of a batch. task: `tasks.Classification`, for its smoothing, class weights and multi_label."""
+    def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any, rows: int | None = None) -> Tensor:
+        """The mean loss of a batch. task: `tasks.Classification`, for its smoothing, class weights and multi_label.
+
+        rows: of the whole step, where the batch is one worker's part of it.
+        """
         ...
 
 

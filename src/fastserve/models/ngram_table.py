@@ -166,11 +166,12 @@ def annealed(epochs: int, batch: int, learning_rate: float, optimizer: str = "sg
     )
 
 
-def squared_hinge(scores: Tensor, targets: Tensor, task: Any, likeness: float = 1.0) -> Tensor:
+def squared_hinge(scores: Tensor, targets: Tensor, task: Any, likeness: float = 1.0, rows: int | None = None) -> Tensor:
     """Mean over rows of the sum over labels of max(0, margin - y * score) squared, y = 1 for a row's labels, else -1.
 
-    Its gradient is that of the sum over rows, so that the learning rate is a step for each row, whatever the batch;
-    less where the rows' likeness would make the steps of a batch overshoot.
+    Its gradient is `rows` times that of the mean (of the sum over rows, where they are all of a step), so that the
+    learning rate is a step for each row, whatever the batch; less where the rows' likeness would make the steps of a
+    batch overshoot.
     The margin is 1 less `task.label_smoothing`; `task.class_weights` weigh rows (with several labels a row, labels).
     """
     one_hot = targets.float() if task.multi_label else nn.functional.one_hot(targets, scores.shape[1]).float()
@@ -179,6 +180,6 @@ def squared_hinge(scores: Tensor, targets: Tensor, task: Any, likeness: float = 
         weight = one_hot * losses.new_tensor(task.class_weights)
         losses = losses * (weight + 1 - one_hot if task.multi_label else weight.sum(1, keepdim=True))
     mean = losses.sum(1).mean()
-    steps = len(scores) * min(1.0, MOST_LIKENESS / likeness)
+    steps = (rows or len(scores)) * min(1.0, MOST_LIKENESS / likeness)
     summed: Tensor = mean.detach() + (mean - mean.detach()) * steps
     return summed

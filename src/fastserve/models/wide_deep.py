@@ -95,10 +95,10 @@ class WideDeep(NgramNetwork):
         deep = stack([member(inputs) for member in self._members()]).mean(0)
         return self.scale * self._scores(inputs) + self.deep_share * deep
 
-    def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any) -> Tensor:
+    def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any, rows: int | None = None) -> Tensor:
         """The parts' losses added: they share no parameter, so neither sees the other's."""
         losses = [task.entropy(member(inputs), targets) for member in self._members()]
-        return squared_hinge(self._scores(inputs), targets, task, self.table.likeness) + cast(Tensor, sum(losses))
+        return squared_hinge(self._scores(inputs), targets, task, self.table.likeness, rows) + cast(Tensor, sum(losses))
 
     def _scores(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
         scores: Tensor = self.table(inputs) + self.bias

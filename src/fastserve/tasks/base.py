@@ -34,8 +34,11 @@ class Task(Protocol):
     def targets(self, labels: Sequence[tuple[str, ...]]) -> npt.NDArray[Any]:
         """Labels of rows as the array that `loss` takes."""
 
-    def loss(self, network: nn.Module, inputs: Mapping[str, Any], targets: Tensor) -> Tensor:
-        """The mean loss of a batch, a scalar with a gradient."""
+    def loss(self, network: nn.Module, inputs: Mapping[str, Any], targets: Tensor, rows: int | None = None) -> Tensor:
+        """The mean loss of a batch, a scalar with a gradient: each row counts the same, whatever the batch.
+
+        rows: of the whole step, where the batch is one worker's part of it.
+        """
 
     def quick_metrics(self, logits: FloatArray, targets: npt.NDArray[Any]) -> dict[str, float]:
         """A few figures for the evaluation inside a run."""

@@ -62,23 +62,30 @@ class Classification:
             targets[position, [self._index[label] for label in row]] = 1
         return targets
 
-    def loss(self, network: nn.Module, inputs: Mapping[str, Any], targets: Tensor) -> Tensor:
+    def loss(self, network: nn.Module, inputs: Mapping[str, Any], targets: Tensor, rows: int | None = None) -> Tensor:
         """The network's own loss where it has one, else cross-entropy (binary and a label at a time for several)."""
         own = getattr(network, "loss", None)
         if own is not None:
-            found: Tensor = own(inputs, targets, self)
+            found: Tensor = own(inputs, targets, self, rows)
             return found
         return self.entropy(network(inputs), targets)
 
     def entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of logits (B, outputs), which are taken to float32 first."""
+        """Mean over rows of the cross-entropy of logits (B, outputs), which are taken to float32 first.
+
+        Class weights multiply a row's loss and do not change what the sum is divided by, so that the mean over parts of
+        a batch is the mean over the batch.
+        """
         import torch
         from torch.nn import functional
 
         logits = logits.float()
         weight = None if self.class_weights is None else torch.tensor(self.class_weights, device=logits.device)
         if not self.multi_label:
-            return functional.cross_entropy(logits, targets, weight=weight, label_smoothing=self.label_smoothing)
+            losses = functional.cross_entropy(
+                logits, targets, weight=weight, label_smoothing=self.label_smoothing, reduction="none"
+            )
+            return losses.mean()
         smooth = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
         return functional.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weight)
 
