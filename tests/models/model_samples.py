@@ -25,10 +25,10 @@ def random_texts(generator: Generator, lengths: list[int]) -> Encoded:
     return {"tokens": tokens, "ngrams": Ragged(ngrams.values, ngrams.offsets, counts)}
 
 
-def build_fitted(name: str, options: dict[str, object], seed: int = 0) -> nn.Module:
+def build_fitted(name: str, options: dict[str, object], seed: int = 0, shape: NetworkShape = SHAPE) -> nn.Module:
     """A network that has seen its training set; tables that start at zero are filled, lest they hide differences."""
     torch.manual_seed(seed)
-    network = build(name, options, SHAPE)
+    network = build(name, options, shape)
     if isinstance(network, HasStatistics):
         texts = random_texts(np.random.default_rng(9), [45] * 8)
         network.fit_statistics([(texts, np.zeros(8)), (texts, np.zeros(8))])

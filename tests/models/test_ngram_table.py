@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastserve.models import NetworkShape, RaggedTensor, build, resolve
+from fastserve.models.network import HasOwnLoss, HasStatistics
 from fastserve.models.ngram_table import NgramTable, squared_hinge
 from fastserve.tasks.classification import Classification
 from fastserve.types import Ragged
@@ -123,6 +124,58 @@ def test_class_weights_and_smoothing_change_the_hinge() -> None:
     assert squared_hinge(scores, targets, task(label_smoothing=0.5)).item() == 0.25
     one_hot = torch.eye(2)
     assert squared_hinge(scores, one_hot, task(class_weights=[3.0, 1.0], multi_label=True)).item() == 2.0
+
+
+def trained(name: str, options: dict[str, object], job: Classification, *, exclusive: bool) -> torch.nn.Module:
+    """A network after a few steps on random texts."""
+    torch.manual_seed(0)
+    network = build(name, options, NetworkShape({"ngrams": 12, "tokens": 9}, 2, exclusive=exclusive)).eval()
+    assert isinstance(network, HasStatistics)
+    assert isinstance(network, HasOwnLoss)
+    generator = np.random.default_rng(5)
+    rows = [dict.fromkeys(generator.choice(12, 5, replace=False).tolist(), 1) for _ in range(40)]
+    encoded = {"ngrams": ragged(rows), "tokens": Ragged.from_rows([[2, 3]] * 40)}
+    network.fit_statistics([(encoded, None)])
+    inputs = {key: RaggedTensor.from_ragged(part) for key, part in encoded.items()}
+    targets = torch.from_numpy(generator.integers(0, 2, 40))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
+    for _ in range(10):
+        optimizer.zero_grad()
+        network.loss(inputs, targets, job).backward()
+        optimizer.step()
+    return network
+
+
+@pytest.mark.parametrize("weights", [None, [3.0, 0.5]])
+@pytest.mark.parametrize("name", ["bag", "wide-deep"])
+def test_one_column_learns_what_two_labels_columns_would(name: str, weights: list[float] | None) -> None:
+    job = Classification(["a", "b"], label_smoothing=0.1, class_weights=weights)
+    options = {} if name == "bag" else {"dropout": 0, "embedding_dropout": 0, "word_dropout": 0, "dim": 4}
+    one, two = (trained(name, options, job, exclusive=exclusive) for exclusive in (True, False))
+    weight = one.get_parameter("table.weight")
+    assert weight.shape == (12, 1)
+    assert weight.any()
+    torch.testing.assert_close(torch.cat([-weight, weight], 1), two.get_parameter("table.weight"))
+    inputs = {"ngrams": ragged(TEXTS), "tokens": Ragged.from_rows([[2]] * 4)}
+    tensors = {key: RaggedTensor.from_ragged(part) for key, part in inputs.items()}
+    torch.testing.assert_close(one(tensors), two(tensors))
+
+
+def test_one_column_of_the_entropy_model_means_both_labels() -> None:
+    network = trained("linear", {"entropy_share": 1.0}, Classification(["a", "b"]), exclusive=True)
+    assert network.get_parameter("entropy_weight").shape == (12, 1)
+    logits = network({"ngrams": RaggedTensor.from_ragged(ragged(TEXTS))})
+    assert logits.shape == (4, 2)
+    assert logits.any()
+    torch.testing.assert_close(logits[:, 0], -logits[:, 1])
+
+
+def test_the_value_of_the_hinge_counts_both_labels_of_one_column() -> None:
+    scores, targets = torch.tensor([[0.5], [3.0]]), torch.tensor([1, 0])
+    both = squared_hinge(torch.cat([-scores, scores], 1), targets, task())
+    assert squared_hinge(scores, targets, task()).item() == both.item() == pytest.approx((2 * 0.5**2 + 2 * 4**2) / 2)
+    several = squared_hinge(scores, 1 - targets[:, None], task(multi_label=True))  # one label that a row may have
+    assert several.item() == pytest.approx(1.5**2 / 2)
 
 
 @pytest.mark.parametrize("name", ["bag", "linear", "wide-deep"])

@@ -23,6 +23,8 @@ def test_padding_keeps_every_row(rows: list[list[int]]) -> None:
     assert [ids[i][mask[i]].tolist() for i in range(len(rows))] == rows
     assert (ids[~mask] == -1).all()
     assert ragged.rows.tolist() == [i for i, row in enumerate(rows) for _ in row]
+    parts = torch.randn(len(rows), 2)
+    assert torch.equal(ragged.spread(parts), parts[ragged.rows])
 
 
 def test_arrays_of_a_read_only_map_are_taken() -> None:

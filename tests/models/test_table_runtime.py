@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_samples import OUTPUTS, build_fitted, logits, random_texts
+from model_samples import OUTPUTS, SHAPE, VOCABULARY, build_fitted, logits, random_texts
 from torch import nn
 
 from fastserve.bundle.runtimes.table import TableRuntime
 from fastserve.errors import BundleError
+from fastserve.models import NetworkShape
 from fastserve.models.network import HasStatistics
 from fastserve.types import Encoded, Ragged
 
@@ -30,16 +31,16 @@ CASES: dict[str, dict[str, object]] = {
 }
 
 
-def make(case: str) -> tuple[nn.Module, TableRuntime]:
+def make(case: str, shape: NetworkShape = SHAPE) -> tuple[nn.Module, TableRuntime]:
     name = case.split()[0]
-    network = build_fitted(name, CASES[case])
+    network = build_fitted(name, CASES[case], shape=shape)
     if isinstance(network, HasStatistics):  # now with ids that have no row
         network.fit_statistics([(random_texts(np.random.default_rng(9), [4, 9, 30]), np.array([0, 1, 2]))])
         nn.init.normal_(network.get_parameter("table.weight"), std=0.3)
     if name == "linear":
         nn.init.normal_(network.get_parameter("entropy_weight"), std=0.3)
     weights = {key: value.numpy() for key, value in network.state_dict().items()}
-    return network, TableRuntime(weights, name, CASES[case], OUTPUTS)
+    return network, TableRuntime(weights, name, CASES[case], shape.outputs)
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
@@ -53,6 +54,15 @@ def test_logits_equal_those_of_torch(case: str, lengths: list[int], seed: int) -
     assert found.shape == (len(lengths), OUTPUTS)
     if lengths:
         np.testing.assert_allclose(found, logits(network, encoded).numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["bag", "bag hidden", "linear", "wide-deep"])
+def test_two_exclusive_labels_equal_those_of_torch(case: str) -> None:
+    network, runtime = make(case, NetworkShape(VOCABULARY, 2, exclusive=True))
+    encoded = random_texts(np.random.default_rng(3), [7, 0, 20])
+    found = runtime.logits(encoded)
+    assert found.shape == (3, 2)
+    np.testing.assert_allclose(found, logits(network, encoded).numpy(), rtol=1e-5, atol=1e-5)
 
 
 def nothing() -> Encoded:

@@ -11,14 +11,15 @@ import torch
 from fastserve.training.row_optimizers import PlainDescent, RowAdam
 
 
+@pytest.mark.parametrize("width", [1, 3])
 @pytest.mark.parametrize(("make", "reference"), [(PlainDescent, torch.optim.SGD), (RowAdam, torch.optim.SparseAdam)])
-def test_the_same_as_torch(make: Any, reference: Any) -> None:
+def test_the_same_as_torch(make: Any, reference: Any, width: int) -> None:
     torch.manual_seed(0)
-    mine, other = (torch.nn.Parameter(torch.zeros(50, 3)) for _ in range(2))
+    mine, other = (torch.nn.Parameter(torch.zeros(50, width)) for _ in range(2))
     optimizer, plain = make([{"params": [mine], "lr": 0.1}]), reference([other], lr=0.1)
     for _ in range(20):
         rows = torch.randperm(50)[:7].sort().values
-        values = torch.randn(7, 3)
+        values = torch.randn(7, width)
         for table in (mine, other):
             table.grad = torch.sparse_coo_tensor(
                 rows[None], values, table.shape, is_coalesced=True, check_invariants=False

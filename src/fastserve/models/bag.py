@@ -16,6 +16,7 @@ from fastserve.models.ngram_table import (
     NgramNetwork,
     NgramTable,
     annealed,
+    both_sides,
     squared_hinge,
 )
 from fastserve.models.ragged import RaggedTensor
@@ -44,8 +45,8 @@ class Bag(NgramNetwork):
 
     def __init__(self, options: BagOptions, shape: NetworkShape) -> None:
         super().__init__()
-        self.options = options
-        width = options.dim or shape.outputs
+        self.options, self.outputs = options, shape.outputs
+        width = options.dim or shape.columns
         self.table = NgramTable(shape.vocabulary["ngrams"], width, std=0.1 if options.dim else 0.0)
         self.bias = nn.Parameter(zeros(width))
         self.register_buffer("scale", tensor(1.0 if options.dim else SHARPNESS))
@@ -65,16 +66,18 @@ class Bag(NgramNetwork):
         return [ParameterGroup(tuple(name for name, _ in self.named_parameters()), 3e-3 / RATE)]
 
     def forward(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
-        summed = self.table(inputs) + self.bias
+        summed = self._summed(inputs)
         if self.output is None:
-            scores: Tensor = self.scale * summed
-            return scores
+            return both_sides(self.scale * summed, self.outputs)
         logits: Tensor = self.output(nn.functional.dropout(summed.relu(), self.options.dropout, self.training))
         return logits
 
     def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any, rows: int | None = None) -> Tensor:
-        logits = self(inputs)
         if self.output is not None:
-            entropy: Tensor = task.entropy(logits, targets)
+            entropy: Tensor = task.entropy(self(inputs), targets)
             return entropy
-        return squared_hinge(logits / self.scale, targets, task, self.table.likeness, rows)
+        return squared_hinge(self._summed(inputs), targets, task, self.table.likeness, rows)
+
+    def _summed(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
+        summed: Tensor = self.table(inputs) + self.bias
+        return summed

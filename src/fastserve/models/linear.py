@@ -15,7 +15,7 @@ from torch import Tensor, nn, tensor, zeros
 from fastserve.config import Section
 from fastserve.models.bag import RATE, SHARPNESS
 from fastserve.models.network import NetworkShape
-from fastserve.models.ngram_table import NgramNetwork, NgramTable, annealed, squared_hinge
+from fastserve.models.ngram_table import NgramNetwork, NgramTable, annealed, both_sides, squared_hinge
 from fastserve.models.ragged import RaggedTensor
 from fastserve.types import Encoded, ParameterGroup, Recipe, TextPreferences
 
@@ -44,11 +44,11 @@ class Linear(NgramNetwork):
 
     def __init__(self, options: LinearOptions, shape: NetworkShape) -> None:
         super().__init__()
-        self.options = options
-        self.table = NgramTable(shape.vocabulary["ngrams"], shape.outputs)
-        self.bias = nn.Parameter(zeros(shape.outputs))
-        self.entropy_weight = nn.Parameter(zeros(0, shape.outputs))
-        self.entropy_bias = nn.Parameter(zeros(shape.outputs))
+        self.options, self.outputs = options, shape.outputs
+        self.table = NgramTable(shape.vocabulary["ngrams"], shape.columns)
+        self.bias = nn.Parameter(zeros(shape.columns))
+        self.entropy_weight = nn.Parameter(zeros(0, shape.columns))
+        self.entropy_bias = nn.Parameter(zeros(shape.columns))
         self.register_buffer("entropy_share", tensor(options.entropy_share))
         self.register_buffer("scale", tensor(SHARPNESS))
 
@@ -79,13 +79,14 @@ class Linear(NgramNetwork):
 
     def forward(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
         hinge, entropy = self._scores(inputs)
-        return self.entropy_share * entropy + (1 - self.entropy_share) * self.scale * hinge
+        mixed = self.entropy_share * entropy + (1 - self.entropy_share) * self.scale * hinge
+        return both_sides(mixed, self.outputs)
 
     def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any, rows: int | None = None) -> Tensor:
         """The models' losses added: they share no parameter, so neither sees the other's."""
         hinge, entropy = self._scores(inputs)
-        loss: Tensor = squared_hinge(hinge, targets, task, self.table.likeness, rows) + task.entropy(entropy, targets)
-        return loss
+        entropy_loss: Tensor = task.entropy(both_sides(entropy, self.outputs), targets)
+        return squared_hinge(hinge, targets, task, self.table.likeness, rows) + entropy_loss
 
     def _scores(self, inputs: Mapping[str, RaggedTensor]) -> tuple[Tensor, Tensor]:
         ready = self.table.ready(inputs)

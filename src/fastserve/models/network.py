@@ -23,10 +23,22 @@ from fastserve.types import Encoded, ParameterGroup, Recipe, TextPreferences
 
 @dataclass(frozen=True, slots=True)
 class NetworkShape:
-    """What the data decides about a network: how many ids each encoding has, and how many logits a row gets."""
+    """What the data decides about a network: how many ids each encoding has, and how many logits a row gets.
+
+    exclusive: a row has exactly one label, so that of two labels the one's score is the other's with the sign changed.
+    """
 
     vocabulary: Mapping[str, int]
     outputs: int
+    exclusive: bool = False
+
+    @property
+    def columns(self) -> int:
+        """How many scores a linear model has to learn; `ngram_table.both_sides` makes logits of them."""
+        return 1 if self.exclusive and self.outputs == 2 else self.outputs
+
+    def to_json(self) -> dict[str, Any]:
+        return {"vocabulary": dict(self.vocabulary), "outputs": self.outputs, "exclusive": self.exclusive}
 
 
 class NetworkKind(Protocol):

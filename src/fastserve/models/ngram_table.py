@@ -166,20 +166,35 @@ def annealed(epochs: int, batch: int, learning_rate: float, optimizer: str = "sg
     )
 
 
+def both_sides(scores: Tensor, outputs: int) -> Tensor:
+    """Logits (B, outputs) of scores (B, `NetworkShape.columns`): the one column of two labels is the second's."""
+    return scores if scores.shape[1] == outputs else torch.cat([-scores, scores], 1)
+
+
 def squared_hinge(scores: Tensor, targets: Tensor, task: Any, likeness: float = 1.0, rows: int | None = None) -> Tensor:
     """Mean over rows of the sum over labels of max(0, margin - y * score) squared, y = 1 for a row's labels, else -1.
 
+    scores: (B, `NetworkShape.columns`); one column for two labels is trained as each of two would be.
     Its gradient is `rows` times that of the mean (of the sum over rows, where they are all of a step), so that the
     learning rate is a step for each row, whatever the batch; less where the rows' likeness would make the steps of a
     batch overshoot.
     The margin is 1 less `task.label_smoothing`; `task.class_weights` weigh rows (with several labels a row, labels).
     """
-    one_hot = targets.float() if task.multi_label else nn.functional.one_hot(targets, scores.shape[1]).float()
-    losses = (1 - task.label_smoothing - (2 * one_hot - 1) * scores).relu().square()
+    columns = scores.shape[1]
+    is_label = _is_label(targets, columns, task)
+    losses = (1 - task.label_smoothing - (2 * is_label - 1) * scores).relu().square()
     if task.class_weights is not None:
-        weight = one_hot * losses.new_tensor(task.class_weights)
-        losses = losses * (weight + 1 - one_hot if task.multi_label else weight.sum(1, keepdim=True))
+        weight = losses.new_tensor(task.class_weights)
+        losses = losses * (1 + is_label * (weight - 1) if task.multi_label else weight[targets, None])
     mean = losses.sum(1).mean()
+    value = mean.detach() * (2 if columns == 1 and not task.multi_label else 1)
     steps = (rows or len(scores)) * min(1.0, MOST_LIKENESS / likeness)
-    summed: Tensor = mean.detach() + (mean - mean.detach()) * steps
+    summed: Tensor = value + (mean - mean.detach()) * steps
     return summed
+
+
+def _is_label(targets: Tensor, columns: int, task: Any) -> Tensor:
+    """1 where a column is a row's label, else 0: float32 (B, columns)."""
+    if task.multi_label:
+        return targets.float()
+    return targets.float()[:, None] if columns == 1 else nn.functional.one_hot(targets, columns).float()

@@ -42,6 +42,13 @@ class RaggedTensor:
         rows = torch.arange(len(self), device=self.values.device)
         return torch.repeat_interleave(rows, self.lengths, output_size=self.values.shape[0])
 
+    def spread(self, parts: Tensor) -> Tensor:
+        """What each row has, for each of its values: (B, D) to (N, D)."""
+        if parts.device.type != "cpu":
+            return parts[self.rows]
+        # several times faster here than an index of rows
+        return torch.from_numpy(np.repeat(parts.numpy(), self.lengths.numpy(), axis=0))
+
     def with_values(self, values: Tensor, weights: Tensor | None = None) -> RaggedTensor:
         """The same rows with other values (N,)."""
         return RaggedTensor(values, self.offsets, weights)

@@ -94,7 +94,7 @@ def weighted_sum(table: Tensor, ids: RaggedTensor, *, sparse: bool, repeats: boo
     sparse: the gradient of `table` is a `sparse_coo` tensor of the touched rows. repeats: with an entry for each id,
     which saves a sort, for an optimizer that adds up what repeats.
     """
-    parts = (ids.values, ids.offsets, ids.weights, ids.rows)
+    parts = (ids.values, ids.offsets, ids.weights)
     summed: Tensor = _WeightedSum.apply(table, *parts, sparse, repeats)  # type: ignore[no-untyped-call]
     return summed
 
@@ -107,27 +107,28 @@ class _WeightedSum(torch.autograd.Function):
         ids: Tensor,
         offsets: Tensor,
         weights: Tensor,
-        rows: Tensor,
         sparse: bool,
         repeats: bool,
     ) -> Tensor:
-        ctx.save_for_backward(ids, weights, rows)
+        ids = ids.long()
+        ctx.save_for_backward(ids, offsets, weights)
         ctx.shape, ctx.sparse, ctx.repeats = table.shape, sparse, repeats
         return _bag(table, ids, offsets, weights)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        ids, weights, rows = ctx.saved_tensors
-        nothing = (None,) * 6
+        ids, offsets, weights = ctx.saved_tensors
+        nothing = (None,) * 5
+        ragged = RaggedTensor(ids, offsets, weights)
         if ctx.sparse and ctx.repeats:
-            parts = weights[:, None] * gradient[rows]
-            return torch.sparse_coo_tensor(ids.long()[None], parts, ctx.shape, check_invariants=False), *nothing
+            parts = ragged.spread(gradient).mul_(weights[:, None])
+            return torch.sparse_coo_tensor(ids[None], parts, ctx.shape, check_invariants=False), *nothing
         groups = group(ids)
-        found = _bag(gradient.contiguous(), rows[groups.order], groups.ends, weights[groups.order])
+        found = _bag(gradient.contiguous(), ragged.rows[groups.order], groups.ends, weights[groups.order])
         return row_gradient(groups.unique, found, ctx.shape, sparse=ctx.sparse), *nothing
 
 
 def _bag(table: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     return nn.functional.embedding_bag(
-        ids.long(), table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
+        ids, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
     )

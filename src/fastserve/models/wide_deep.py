@@ -15,7 +15,7 @@ from torch import Tensor, nn, stack, tensor, zeros
 from fastserve.config import Auto, Fraction, Positive, Section
 from fastserve.models.bag import RATE, SHARPNESS
 from fastserve.models.network import MANY_ROWS, NetworkShape
-from fastserve.models.ngram_table import NgramNetwork, NgramTable, annealed, squared_hinge
+from fastserve.models.ngram_table import NgramNetwork, NgramTable, annealed, both_sides, squared_hinge
 from fastserve.models.ragged import RaggedTensor
 from fastserve.models.textcnn import TextCnn, TextCnnOptions
 from fastserve.types import ParameterGroup, Recipe, TextPreferences
@@ -63,8 +63,9 @@ class WideDeep(NgramNetwork):
             embedding_dropout=options.embedding_dropout,
             word_dropout=options.word_dropout,
         )
-        self.table = NgramTable(shape.vocabulary["ngrams"], shape.outputs)
-        self.bias = nn.Parameter(zeros(shape.outputs))
+        self.outputs = shape.outputs
+        self.table = NgramTable(shape.vocabulary["ngrams"], shape.columns)
+        self.bias = nn.Parameter(zeros(shape.columns))
         self.register_buffer("scale", tensor(SHARPNESS))
         self.register_buffer("deep_share", tensor(options.deep_share))
         self.members = nn.ModuleList(TextCnn(inner, shape) for _ in range(options.members))
@@ -93,7 +94,7 @@ class WideDeep(NgramNetwork):
 
     def forward(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
         deep = stack([member(inputs) for member in self._members()]).mean(0)
-        return self.scale * self._scores(inputs) + self.deep_share * deep
+        return both_sides(self.scale * self._scores(inputs), self.outputs) + self.deep_share * deep
 
     def loss(self, inputs: Mapping[str, RaggedTensor], targets: Tensor, task: Any, rows: int | None = None) -> Tensor:
         """The parts' losses added: they share no parameter, so neither sees the other's."""

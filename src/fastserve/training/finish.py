@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
 from platform import python_version
-from typing import Any
 
 import numpy as np
 
@@ -64,7 +63,7 @@ def finish(prepared: Prepared, run: TrainingRun, folder: RunFolder, origin: Orig
         task=origin.config.task,
         labels=prepared.labels,
         multi_label=prepared.multi_label,
-        network=NetworkSpec(name=prepared.network, options=model.options, shape=_shape(prepared)),
+        network=NetworkSpec(name=prepared.network, options=model.options, shape=prepared.shape.to_json()),
         pipeline=prepared.pipeline,
         weights=run.network.state_dict(),
         report=report,
@@ -79,11 +78,6 @@ def finish(prepared: Prepared, run: TrainingRun, folder: RunFolder, origin: Orig
         lineage=lineage,
         extra_files=run.network.files() if isinstance(run.network, HasFiles) else None,
     )
-
-
-def _shape(prepared: Prepared) -> dict[str, Any]:
-    shape = prepared.shape
-    return {"vocabulary": dict(shape.vocabulary), "outputs": shape.outputs}
 
 
 def judge(labels: Sequence[str], held_out: HeldOut, probabilities: FloatArray) -> Report:

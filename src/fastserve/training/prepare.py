@@ -62,7 +62,7 @@ class Prepared:
     @property
     def shape(self) -> NetworkShape:
         sizes = {name: self.pipeline.vocabulary_size(name) for name in self.pipeline.encodings}
-        return NetworkShape(sizes, len(self.labels))
+        return NetworkShape(sizes, len(self.labels), exclusive=not self.multi_label)
 
 
 def prepare(config: Config, folder: Path) -> Prepared:

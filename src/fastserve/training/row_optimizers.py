@@ -77,8 +77,8 @@ def add_rows(table: Tensor, rows: Tensor, values: Tensor, *, alpha: float) -> No
     As one row of numbers, which torch adds to several times faster.
     """
     width = table.shape[1]
-    places = rows[:, None] * width + torch.arange(width, device=table.device)
-    table.view(-1).index_add_(0, places.flatten(), values.flatten(), alpha=alpha)
+    places = rows if width == 1 else (rows[:, None] * width + torch.arange(width, device=table.device)).flatten()
+    table.view(-1).index_add_(0, places, values.flatten(), alpha=alpha)
 
 
 class RowAdam(RowOptimizer):

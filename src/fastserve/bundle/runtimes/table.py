@@ -97,7 +97,7 @@ class WideDeepTable:
     def logits(self, encoded: Encoded) -> FloatArray:
         wide = (self.ngrams.sums(encoded["ngrams"]) + self.bias) * self.scale
         deep = [member.logits(encoded) for member in self.members]
-        return wide + np.mean(deep, axis=0, dtype=np.float32) * self.deep_share
+        return both_sides(wide, deep[0].shape[1]) + np.mean(deep, axis=0, dtype=np.float32) * self.deep_share
 
 
 class MlpTable:
@@ -230,7 +230,12 @@ class TableRuntime:
         """float32 (N, outputs)"""
         if not len(next(iter(encoded.values()))):
             return np.zeros((0, self.outputs), np.float32)
-        return self.network.logits(encoded)
+        return both_sides(self.network.logits(encoded), self.outputs)
+
+
+def both_sides(scores: FloatArray, outputs: int) -> FloatArray:
+    """`models.ngram_table.both_sides`"""
+    return scores if scores.shape[1] == outputs else np.concatenate([-scores, scores], axis=1)
 
 
 def weighted_sum(table: FloatArray, ids: Ragged, values: FloatArray) -> FloatArray:
