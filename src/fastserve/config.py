@@ -164,6 +164,43 @@ class TrainConfig(Section):
     threads: Positive | Auto = "auto"
 
 
+class DistributedConfig(Section):
+    """Several processes that train one model. One worker alone needs none of it."""
+
+    strategy: str = Field(
+        "ddp",
+        description="ddp (gradients averaged every step), fsdp (weights in shards), diloco (for slow links), or module:Class",
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="the strategy's own")
+    workers: Positive | Auto = Field("auto", description="processes on each machine; auto: one for each GPU, else one")
+    nodes: str = Field(
+        "1",
+        pattern=r"^[1-9]\d*(:[1-9]\d*)?$",
+        description="machines: a number, or least:most of a run that goes on while some leave and others join",
+    )
+    rendezvous: str | None = Field(
+        None,
+        description="HOST:PORT where several machines meet; several such, by commas, survive the loss of the first",
+    )
+    timeout_seconds: Annotated[float, Field(gt=0)] = Field(
+        60.0, description="a worker that keeps the others waiting for longer is taken for lost"
+    )
+    restarts: Annotated[int, Field(ge=0)] = Field(
+        10, description="how often lost workers are replaced before the run is given up"
+    )
+
+    @field_validator("nodes", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+    @property
+    def nodes_range(self) -> tuple[int, int]:
+        """Least and most machines."""
+        least, _, most = self.nodes.partition(":")
+        return int(least), int(most or least)
+
+
 class Config(Section):
     """A whole job: raw text to a published model."""
 
@@ -172,6 +209,7 @@ class Config(Section):
     text: TextConfig = TextConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    distributed: DistributedConfig = DistributedConfig()
     name: str | None = Field(
         None, description="publish under this name when done", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
     )

@@ -120,4 +120,12 @@ RUNTIMES = NameTable(
     },
 )
 
-ALL = (NETWORKS, TASKS, CLEANERS, SEGMENTERS, RUNTIMES)
+STRATEGIES = NameTable(
+    "strategy",
+    "distributed",
+    {
+        "ddp": "fastserve.distributed.ddp:Ddp",
+    },
+)
+
+ALL = (NETWORKS, TASKS, CLEANERS, SEGMENTERS, RUNTIMES, STRATEGIES)

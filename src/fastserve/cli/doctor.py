@@ -1,4 +1,4 @@
-"""`fastserve doctor`: what this machine can do, and what is missing."""
+"""`fastserve doctor`: what this machine can do, and what is missing; and whether several nodes can train together."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import click
 
 from fastserve import __version__, config, device
 from fastserve.cli.main import json_option, show
+from fastserve.errors import ConfigError, UserError
 
 EXTRAS = {
     "serve": ("httptools", "orjson", "uvloop"),
@@ -26,11 +27,48 @@ EXTRAS = {
 
 
 @click.command()
+@click.argument("words", nargs=-1, metavar="[CONFIG.yaml] [KEY.PATH=VALUE]...")
+@click.option("--rendezvous", help="HOST:PORT of one of the nodes, where they meet; run the same command on each.")
+@click.option("--nodes", help="Nodes, N or LEAST:MOST, instead of distributed.nodes.")
+@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for the other nodes.")
 @json_option
-def doctor(as_json: bool) -> None:
-    """Show what this machine can do, and what is missing."""
+def doctor(words: tuple[str, ...], rendezvous: str | None, nodes: str | None, timeout: float, as_json: bool) -> None:
+    """Show what this machine can do, and what is missing.
+
+    With --rendezvous: check before a run on several nodes that they reach each other, that clocks, versions, data and
+    configuration agree and $FASTSERVE_HOME is shared, and say which node is odd.
+    """
+    if rendezvous is not None or words:
+        _check_nodes(words, rendezvous, nodes, timeout, as_json=as_json)
+        return
     found = {**_machine(), **_torch(), "extras": _extras(), "home": _home()}
     show(found, _text(found), as_json=as_json)
+
+
+def _check_nodes(
+    words: tuple[str, ...], rendezvous: str | None, nodes: str | None, timeout: float, *, as_json: bool
+) -> None:
+    from fastserve.distributed import preflight
+    from fastserve.distributed.network import Endpoint
+
+    paths = [word for word in words if "=" not in word]
+    if len(paths) > 1:
+        raise ConfigError(f"expected one configuration file, found {', '.join(paths)}")
+    given = {key: value for key, value in (("rendezvous", rendezvous), ("nodes", nodes)) if value is not None}
+    settings = config.load_config(
+        paths[0] if paths else None, [word for word in words if "=" in word], {"distributed": given}
+    )
+    place = settings.distributed.rendezvous
+    if place is None:
+        raise UserError("where do the nodes meet? Add --rendezvous HOST:PORT, HOST being one of them")
+    if settings.distributed.nodes_range[1] < 2:
+        raise UserError("how many nodes shall meet? Add --nodes N, two or more")
+    endpoint = Endpoint.parse(place.partition(",")[0])
+    compared = settings if words else None
+    outcome = preflight.check(preflight.Request(endpoint, settings.distributed.nodes_range, compared, timeout))
+    show(outcome.to_json(), outcome.describe(), as_json=as_json)
+    if not outcome.passed:
+        raise click.exceptions.Exit(1)
 
 
 def _machine() -> dict[str, Any]:

@@ -28,6 +28,7 @@ COMMANDS = {
     "models": "fastserve.cli.models:models",
     "data": "fastserve.cli.data:data",
     "doctor": "fastserve.cli.doctor:doctor",
+    "worker": "fastserve.cli.worker:worker",
 }
 """Command to module:function; a command is imported when it is asked for, so that `--help` and `serve` start fast."""
 

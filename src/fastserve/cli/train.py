@@ -17,6 +17,9 @@ from fastserve.errors import ConfigError, UserError
 @click.option("--task", help="classification")
 @click.option("--network", help="auto, bag, mlp, textcnn, lstm, transformer, a local Hugging Face folder, module:Class")
 @click.option("--name", help="Publish the model under this name.")
+@click.option("--workers", type=int, help="Processes on this machine, instead of distributed.workers.")
+@click.option("--nodes", help="Machines, N or LEAST:MOST; run the same command on each of them.")
+@click.option("--rendezvous", help="HOST:PORT of one of the machines, where they meet.")
 @json_option
 def train(
     words: tuple[str, ...],
@@ -25,6 +28,9 @@ def train(
     task: str | None,
     network: str | None,
     name: str | None,
+    workers: int | None,
+    nodes: str | None,
+    rendezvous: str | None,
     as_json: bool,
 ) -> None:
     """Train a model from a configuration, or from a data file alone.
@@ -38,7 +44,11 @@ def train(
         raise ConfigError(f"expected one configuration file, found {', '.join(paths)}")
     if not paths and data is None and not any(word.startswith("data.train=") for word in words):
         raise UserError("what to train on? Name a configuration file, or --data FILE --task classification")
-    values: dict[str, Any] = {"data": _given(train=data, test=test), "model": _given(network=network)}
+    values: dict[str, Any] = {
+        "data": _given(train=data, test=test),
+        "model": _given(network=network),
+        "distributed": _given(workers=workers, nodes=nodes, rendezvous=rendezvous),
+    }
     settings = config.load_config(
         paths[0] if paths else None,
         [word for word in words if "=" in word],
@@ -48,5 +58,5 @@ def train(
     show(model.summary(), model.describe(), as_json=as_json)
 
 
-def _given(**values: str | None) -> dict[str, str]:
+def _given(**values: str | int | None) -> dict[str, str | int]:
     return {key: value for key, value in values.items() if value is not None}

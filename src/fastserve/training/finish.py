@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib import metadata
 from platform import python_version
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from fastserve.bundle.bundle import Bundle, save_bundle
 from fastserve.bundle.format import DataSource, Lineage, NetworkSpec, ParityRow
@@ -32,12 +33,11 @@ LIBRARIES = ("torch", "numpy", "tokenizers", "rjieba", "safetensors", "scikit-le
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a model comes from. clock: `time.monotonic()` at the start of the command."""
+    """Where a model comes from. started: when the command began, or the first of those that were resumed."""
 
     config: Config
     sources: Sequence[DataSource]
     started: datetime
-    clock: float
 
     def lineage(self) -> Lineage:
         return Lineage(
@@ -45,15 +45,41 @@ class Origin:
             config=self.config.to_json(),
             versions={"python": python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
             seed=self.config.train.seed,
-            started=self.started,
-            duration_seconds=round(time.monotonic() - self.clock, 2),
+            started=self.started.replace(microsecond=0),
+            duration_seconds=round((datetime.now(UTC) - self.started).total_seconds(), 2),
         )
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "config": self.config.to_json(),
+            "sources": [source.model_dump(mode="json") for source in self.sources],
+            "started": self.started.isoformat(),
+        }
 
-def finish(prepared: Prepared, run: TrainingRun, folder: RunFolder, origin: Origin) -> Bundle:
-    """Judge the network on the test rows (or else the validation rows), and save it with its report."""
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Origin:
+        sources = [DataSource(**source) for source in value["sources"]]
+        return cls(Config.model_validate(value["config"]), sources, datetime.fromisoformat(value["started"]))
+
+
+def finish(prepared: Prepared, run: TrainingRun, folder: RunFolder, origin: Origin) -> None:
+    """Judge the network on the test rows (or else the validation rows); the leader saves it with its report."""
     held_out = prepared.test or prepared.validation
     logits, _ = run.logits(held_out.store, batches(held_out.store))
+    weights = run.weights()
+    if run.world.leads:
+        _save(prepared, run, folder, origin, logits, weights)
+
+
+def _save(
+    prepared: Prepared,
+    run: TrainingRun,
+    folder: RunFolder,
+    origin: Origin,
+    logits: FloatArray,
+    weights: Mapping[str, Tensor],
+) -> Bundle:
+    held_out = prepared.test or prepared.validation
     probabilities = run.task.probabilities(logits)
     report = judge(prepared.labels, held_out, probabilities)
     lineage = origin.lineage()
@@ -65,7 +91,7 @@ def finish(prepared: Prepared, run: TrainingRun, folder: RunFolder, origin: Orig
         multi_label=prepared.multi_label,
         network=NetworkSpec(name=prepared.network, options=model.options, shape=prepared.shape.to_json()),
         pipeline=prepared.pipeline,
-        weights=run.network.state_dict(),
+        weights=weights,
         report=report,
         report_html=report_html(
             report,

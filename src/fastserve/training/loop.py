@@ -18,18 +18,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fastserve.distributed.strategy import Alone, Strategy
+from fastserve.distributed.world import ALONE, Part, World
 from fastserve.errors import TrainingError
 from fastserve.models.ragged import RaggedTensor
 from fastserve.tasks.base import Task
 from fastserve.training import checkpoint
 from fastserve.training.ahead import ahead
 from fastserve.training.events import Checkpointed, Evaluated, Event, Finished, RateReduced, Resumed, Stepped
-from fastserve.training.optimizers import Optimizers
+from fastserve.training.objective import Objective
+from fastserve.training.optimizers import Optimizers, use_sparse_gradients
 from fastserve.training.settings import Settings
 from fastserve.types import Batch, FloatArray, LongArray
 
 REDUCTION = 0.5
 """What the learning rate is multiplied by on a plateau."""
+
+ASKED_EVERY = 8
+"""Steps after which several workers ask their leader whether a checkpoint is due."""
 
 
 class Rows(Protocol):
@@ -41,7 +47,7 @@ class Rows(Protocol):
 
 
 class Plan(Protocol):
-    """Which rows make the batches of an epoch (`data.batches.BatchPlan`)."""
+    """Which rows make the steps of an epoch, on all workers together (`data.batches.BatchPlan`)."""
 
     def epoch(self, number: int) -> list[LongArray]: ...
 
@@ -71,6 +77,7 @@ class TrainingRun:
 
     precision: what matrix products are computed in; weights stay float32.
     folder: where checkpoints go.
+    world, strategy: the workers of the run, each of which has a `TrainingRun`, and how they share it.
     """
 
     def __init__(
@@ -86,15 +93,22 @@ class TrainingRun:
         device: torch.device,
         precision: torch.dtype,
         folder: Path,
+        world: World = ALONE,
+        strategy: Strategy | None = None,
     ) -> None:
         self.network = network.to(device)
         self.task = task
+        self.world, self.strategy = world, strategy or Alone()
+        self.objective = Objective(self.network, task)
+        tables = {f"network.{name}" for name in use_sparse_gradients(network)}
+        named = {name: p for name, p in self.objective.named_parameters() if name in tables}
+        self.placed = self.strategy.place(self.objective, named)
         self.settings = settings
         self.train, self.plan = train, plan
         self.validation, self.validation_batches = validation, validation_batches
         self.device, self.precision = device, precision
         self.folder = folder
-        self.optimizers = Optimizers(network, settings.recipe)
+        self.optimizers = Optimizers(network, settings.recipe, self.strategy.reduce)
         self.progress = Progress()
         self.average = self._copy() if settings.recipe.average else None
         self.best: dict[str, Tensor] = {}
@@ -116,13 +130,14 @@ class TrainingRun:
     def _epoch(self) -> Iterator[Event]:
         """What is left of the current epoch."""
         at = self.progress
-        for batch in self._batches(self.plan.epoch(at.epoch)[at.batch :]):
-            yield self.step(batch)
+        parts = [self.world.part(rows) for rows in self.plan.epoch(at.epoch)[at.batch :]]
+        for part, batch in zip(parts, self._batches([part.rows for part in parts]), strict=True):
+            yield self.step(batch, part)
             if at.step % self.settings.evaluate_every == 0:
                 yield from self.evaluate()
             if at.over:
                 return
-            if self.optimizers.at_rest and time.monotonic() - self._saved >= self.settings.checkpoint_seconds:
+            if self._checkpoint_due():
                 yield self.save()
         at.epoch, at.batch = at.epoch + 1, 0
         if at.epoch >= self.settings.recipe.epochs:
@@ -132,14 +147,25 @@ class TrainingRun:
         """Read ahead where another device computes; where the cores do, a second thread only gets in their way."""
         return ahead(self.train.batch, plan) if self.device.type == "cuda" else map(self.train.batch, plan)
 
-    def step(self, batch: Batch) -> Stepped:
-        """One optimizer step."""
+    def _checkpoint_due(self) -> bool:
+        """Alike on every worker; only where the state of the run is whole."""
+        if not (self.optimizers.at_rest and self.strategy.at_rest):
+            return False
+        seconds = self.settings.checkpoint_seconds
+        if not seconds or self.world.alone:
+            return time.monotonic() - self._saved >= seconds
+        asked = self.progress.step % ASKED_EVERY == 0
+        return asked and bool(self.world.told(time.monotonic() - self._saved >= seconds))
+
+    def step(self, batch: Batch, part: Part | None = None) -> Stepped:
+        """One optimizer step. part: what this worker computes of it, where there are others."""
         at = self.progress
+        part = part or Part(batch.rows, len(batch))
         inputs, targets = self._to_device(batch)
         self.network.train()
         with self._autocast():
-            loss = self.task.loss(self.network, inputs, targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+            loss = self.placed(inputs, targets, part.whole)
+        (loss * self.strategy.weight(part)).backward()
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
@@ -148,14 +174,16 @@ class TrainingRun:
             )
         rate = self.settings.rate_at(at.step) * at.rate_factor
         self.optimizers.step(rate)
+        self.strategy.after_step()
         at.step, at.batch = at.step + 1, at.batch + 1
         self._update_average()
-        items = sum(len(ragged.values) for ragged in batch.inputs.values())
-        return Stepped(at.step, at.epoch, value, rate * self.settings.recipe.learning_rate, len(batch), items)
+        items = sum(len(ragged.values) for ragged in batch.inputs.values()) * part.whole // len(batch)
+        return Stepped(at.step, at.epoch, value, rate * self.settings.recipe.learning_rate, part.whole, items)
 
     def evaluate(self) -> Iterator[Event]:
         """Measure on the validation rows; keep the weights if they are the best; decide whether to go on."""
         at, settings = self.progress, self.settings
+        self.strategy.settle()
         with self._averaged():
             logits, targets = self.logits(self.validation, self.validation_batches)
             metrics = self.task.quick_metrics(logits, targets)
@@ -180,17 +208,25 @@ class TrainingRun:
         self.progress.finished = self.progress.finished or "all epochs done"
 
     def logits(self, data: Rows, batches: list[LongArray]) -> tuple[FloatArray, npt.NDArray[Any]]:
-        """Network outputs (N, outputs) and targets of the rows in `batches`, in the order of the row numbers."""
-        self.network.eval()
-        outputs, targets, order = [], [], []
+        """Network outputs (N, outputs) and targets of the rows in `batches`, in the order of the row numbers.
+
+        Workers take turns with the batches and all get the whole.
+        """
+        self.objective.eval()
+        found = []
         with torch.inference_mode(), self._autocast():
-            for rows in batches:
+            for rows, counts in self.world.turns(batches):
                 batch = data.batch(rows)
-                outputs.append(self.network(self._to_device(batch)[0]).float().cpu().numpy())
-                targets.append(batch.targets)
-                order.append(rows)
-        back = np.argsort(np.concatenate(order), kind="stable")
-        return np.concatenate(outputs)[back], np.concatenate(targets)[back]
+                outputs = self.objective(self._to_device(batch)[0]).float().cpu().numpy()
+                kept = slice(None) if counts else slice(0)
+                found.append((outputs[kept], batch.targets[kept], rows[kept]))
+        outputs, targets, order = (self.world.gather(np.concatenate(column)) for column in zip(*found, strict=True))
+        back = np.argsort(order, kind="stable")
+        return outputs[back], targets[back]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's state dict, whole and on the processor."""
+        return {name: self.strategy.whole(value).cpu() for name, value in self.network.state_dict().items()}
 
     # State
 
@@ -209,7 +245,8 @@ class TrainingRun:
         return state
 
     def save(self) -> Checkpointed:
-        checkpoint.save(self.folder, self.progress.step, self.state())
+        if self.world.leads:
+            checkpoint.save(self.folder, self.progress.step, self.state())
         self._saved = time.monotonic()
         return Checkpointed(self.progress.step, self.progress.epoch)
 

@@ -14,6 +14,8 @@ from fastserve.training.row_optimizers import PlainDescent, RowAdam, RowOptimize
 from fastserve.types import ParameterGroup, Recipe
 
 Groups = list[dict[str, Any]]
+Reduce = Callable[[Iterable[nn.Parameter]], None]
+"""Makes the row-sparse gradients of tables those of all workers."""
 Maker = Callable[[Groups], torch.optim.Optimizer | RowOptimizer]
 
 DENSE: Mapping[str, Maker] = {
@@ -33,10 +35,13 @@ class Part:
     """One optimizer, which steps once in `accumulate` steps of the run."""
 
     optimizer: torch.optim.Optimizer | RowOptimizer
+    tables: tuple[nn.Parameter, ...]
+    """Those with row-sparse gradients."""
     accumulate: int = 1
 
-    def step(self, rate: float) -> None:
+    def step(self, rate: float, reduce: Reduce) -> None:
         """One update with `rate` times the full learning rates, then empty gradients."""
+        reduce(self.tables)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_rate"] * rate
             if self.accumulate > 1:
@@ -52,8 +57,9 @@ class Optimizers:
     Weight decay is for matrices only: biases, norms and row-sparse tables are left alone.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, network: nn.Module, recipe: Recipe, reduce: Reduce = lambda tables: None) -> None:
         self.recipe = recipe
+        self.reduce = reduce
         self.steps = 0
         sparse = use_sparse_gradients(network)
         trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -61,23 +67,26 @@ class Optimizers:
         self.parts: list[Part] = []
         for group in groups_of(network, recipe, trained):
             members = {name: trained[name] for name in group.parameters}
-            self._add(group, members, sparse if group.accumulate == 1 else set())
+            self._add(group, members, sparse)
 
-    def _add(self, group: ParameterGroup, members: Mapping[str, nn.Parameter], sparse: set[str]) -> None:
-        """One torch optimizer for the dense members of a group and one for the others."""
+    def _add(self, group: ParameterGroup, members: Mapping[str, nn.Parameter], tables: set[str]) -> None:
+        """One optimizer for the dense members of a group, and those that accumulate, and one for the others."""
         rate = self.recipe.learning_rate * group.rate
+        accumulated = tuple(p for name, p in members.items() if name in tables and group.accumulate > 1)
+        sparse = tables if group.accumulate == 1 else set()
         matrices = [p for name, p in members.items() if name not in sparse and p.dim() >= 2]
         vectors = [p for name, p in members.items() if name not in sparse and p.dim() < 2]
-        tables = [p for name, p in members.items() if name in sparse]
+        by_rows = [p for name, p in members.items() if name in sparse]
         dense = [
             {"params": matrices, "lr": rate, "full_rate": rate, "weight_decay": group.weight_decay},
             {"params": vectors, "lr": rate, "full_rate": rate, "weight_decay": 0.0},
         ]
         dense = [part for part in dense if part["params"]]
         if dense:
-            self.parts.append(Part(DENSE[group.optimizer](dense), group.accumulate))
-        if tables:
-            self.parts.append(Part(SPARSE[group.optimizer]([{"params": tables, "lr": rate, "full_rate": rate}])))
+            self.parts.append(Part(DENSE[group.optimizer](dense), accumulated, group.accumulate))
+        if by_rows:
+            optimizer = SPARSE[group.optimizer]([{"params": by_rows, "lr": rate, "full_rate": rate}])
+            self.parts.append(Part(optimizer, tuple(by_rows)))
 
     @property
     def at_rest(self) -> bool:
@@ -91,7 +100,7 @@ class Optimizers:
         self.steps += 1
         for part in self.parts:
             if self.steps % part.accumulate == 0:
-                part.step(rate)
+                part.step(rate, self.reduce)
 
     def state(self) -> dict[str, Any]:
         return {"steps": self.steps, "parts": [part.optimizer.state_dict() for part in self.parts]}

@@ -39,6 +39,10 @@ class RunFolder:
         return self.path / "scratch"
 
     @property
+    def workers(self) -> Path:
+        return self.path / "workers"
+
+    @property
     def bundle(self) -> Path:
         return self.path / "bundle"
 
@@ -52,7 +56,7 @@ def open_run(config: Config, sources: Sequence[DataSource]) -> Iterator[RunFolde
     """The unfinished run of the same configuration and data, or a new one; held against other processes.
 
     Two runs are the same when configuration, file contents and the version of FastServe are. The name that the model
-    will be published under does not matter.
+    will be published under does not matter, nor on how many workers the run goes on.
     """
     identity = _identity(config, sources)
     folder = home() / "runs"
@@ -85,7 +89,7 @@ def _held(path: Path) -> Iterator[None]:
 
 def _identity(config: Config, sources: Sequence[DataSource]) -> str:
     content = {
-        "config": {key: value for key, value in config.to_json().items() if key != "name"},
+        "config": {key: value for key, value in config.to_json().items() if key not in ("name", "distributed")},
         "data": [source.model_dump(mode="json") for source in sources],
         "fastserve": fastserve.__version__,
     }

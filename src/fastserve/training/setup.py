@@ -16,6 +16,8 @@ from fastserve.config import Config
 from fastserve.data.batches import BatchPlan, evaluation_batches
 from fastserve.data.memory import MemoryRows
 from fastserve.data.store import Store, write_store
+from fastserve.distributed.strategy import pick
+from fastserve.distributed.world import ALONE, World
 from fastserve.errors import ConfigError, choices
 from fastserve.models import NetworkKind, build
 from fastserve.models.network import HasFixedInputs, HasStatistics
@@ -31,7 +33,8 @@ COUNTED_ROWS = 32_768
 COMPUTED_ROWS = 1_024
 """Rows computed at once: few, so that what is made on the way stays in the cache."""
 MEMORY_VALUES = 32 << 20
-"""Tokens and n-grams of a training set that is kept in memory once computed (8 bytes each)."""
+"""Tokens and n-grams of a training set that is computed once and kept (8 bytes each). A larger one would take as much
+disk again, and as long to write and to read, as each batch takes to compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +45,29 @@ class Setup:
     kind: NetworkKind
     prepared: Prepared
 
-    def run(self, checkpoints: Path, scratch: Path) -> TrainingRun:
+    def run(self, checkpoints: Path, scratch: Path, world: World = ALONE) -> TrainingRun:
         """The run before its first step (or before it takes up a checkpoint). scratch: for what can be made again."""
         settings = self.settings()
         place = device.pick_device(self.config.train.device)
         torch.manual_seed(self.config.train.seed)
         network = self.network()
+        if not world.leads:
+            torch.manual_seed(self.config.train.seed + world.rank)  # the same weights, other words dropped
         encoding = self.kind.encodings[0]
         train, validation = self.prepared.train, self.prepared.validation.store
         return TrainingRun(
             network,
             self.task(settings.recipe.label_smoothing),
             settings,
-            train=precomputed(network, train, scratch) if isinstance(network, HasFixedInputs) else train,
+            train=precomputed(network, train, scratch, world) if isinstance(network, HasFixedInputs) else train,
             plan=BatchPlan(train.lengths(encoding), settings.recipe.batch, self.config.train.seed),
             validation=validation,
             validation_batches=batches(validation),
             device=place,
             precision=self.precision(settings, place),
             folder=checkpoints,
+            world=world,
+            strategy=pick(self.config.distributed, world),
         )
 
     def settings(self) -> Settings:
@@ -127,16 +134,26 @@ def class_counts(store: Store, classes: int) -> LongArray:
     return np.bincount(targets, minlength=classes)
 
 
-def precomputed(network: HasFixedInputs, store: Store, folder: Path) -> Rows:
-    """`store` after the network's steps that do not change in training: in memory, or in `folder` where it is large."""
+def precomputed(network: HasFixedInputs, store: Store, folder: Path, world: World = ALONE) -> Rows:
+    """`store` after the network's steps that do not change in training: in memory, or in `folder` for several workers.
+
+    A large store is left as it is: the network takes those steps with each batch.
+    """
     values = sum(int(store.lengths(name).sum()) for name in store.encodings)
-    if values <= MEMORY_VALUES:
+    if values > MEMORY_VALUES:
+        return store
+    if world.alone:
         return _in_memory(network, store)
-    if not folder.is_dir():
-        with write_store(folder) as writer, torch.inference_mode():
-            for batch in store.in_order(COMPUTED_ROWS):
-                writer.append(network.precompute(batch.inputs), batch.targets, batch.rows)
+    world.after_leader(lambda: _on_disk(network, store, folder))
     return Store.open(folder)
+
+
+def _on_disk(network: HasFixedInputs, store: Store, folder: Path) -> None:
+    if folder.is_dir():
+        return
+    with write_store(folder) as writer, torch.inference_mode():
+        for batch in store.in_order(COMPUTED_ROWS):
+            writer.append(network.precompute(batch.inputs), batch.targets, batch.rows)
 
 
 def _in_memory(network: HasFixedInputs, store: Store) -> MemoryRows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 
 import torch
@@ -10,14 +9,16 @@ import torch
 from fastserve import device, log
 from fastserve.bundle.bundle import Bundle
 from fastserve.config import Config, TrainConfig
+from fastserve.distributed.world import ALONE, World
 from fastserve.models import find
 from fastserve.plugins import TASKS
 from fastserve.training.finish import Origin, finish
 from fastserve.training.loop import TrainingRun
-from fastserve.training.prepare import describe_sources, prepare
+from fastserve.training.prepare import describe_sources, load, prepare
 from fastserve.training.runs import RunFolder, open_run
 from fastserve.training.setup import Setup
 from fastserve.training.watchers import EventFile, ProgressLine, TensorBoard, thinned, watch
+from fastserve.training.workers import several, train_on_workers
 
 
 def train(config: Config) -> Bundle:
@@ -25,21 +26,33 @@ def train(config: Config) -> Bundle:
 
     Called again with the same configuration and data after a kill, it goes on where it was.
     """
-    clock, started = time.monotonic(), datetime.now(UTC).replace(microsecond=0)
+    started = datetime.now(UTC)
     ready_machine(config.train)
     TASKS.load(config.task)
     check_network(config.model.network)
     sources = describe_sources(config.data)
     with open_run(config, sources) as folder:
-        prepared = prepare(config, folder.data)
-        run = Setup(config, find(prepared.network), prepared).run(folder.checkpoints, folder.scratch)
-        train_watched(run, folder)
-        return finish(prepared, run, folder, Origin(config, sources, started, clock))
+        prepare(config, folder.data)
+        origin = Origin(config, sources, started)
+        if several(config.distributed):
+            train_on_workers(folder, origin)
+        else:
+            work(origin, folder, ALONE)
+        return Bundle.load(folder.bundle)
 
 
-def ready_machine(config: TrainConfig) -> None:
-    """Threads and memory of this process, as training wants them."""
-    torch.set_num_threads(device.cores() if config.threads == "auto" else config.threads)
+def work(origin: Origin, folder: RunFolder, world: World) -> None:
+    """What one worker does of a run whose data is prepared, to the bundle."""
+    ready_machine(origin.config.train, world.local_size)
+    prepared = load(folder.data)
+    run = Setup(origin.config, find(prepared.network), prepared).run(folder.checkpoints, folder.scratch, world)
+    train_watched(run, folder)
+    finish(prepared, run, folder, origin)
+
+
+def ready_machine(config: TrainConfig, workers: int = 1) -> None:
+    """Threads and memory of this process, one of so many on the machine, as training wants them."""
+    torch.set_num_threads(max(1, device.cores() // workers) if config.threads == "auto" else config.threads)
     device.keep_freed_memory()
 
 
@@ -52,6 +65,9 @@ def check_network(name: str) -> None:
 def train_watched(run: TrainingRun, folder: RunFolder) -> None:
     """Run the loop with everybody who watches it."""
     settings = run.settings
+    if not run.world.leads:
+        watch(run.events(), [])
+        return
     events, board = EventFile(folder.path), TensorBoard(folder.path)
     try:
         with log.Progress("training", total=settings.total_steps * settings.recipe.batch, unit="texts") as progress:

@@ -1,0 +1,82 @@
+"""`ddp`: every worker has the whole network, and gradients are averaged in every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+import torch.distributed as dist
+from pydantic import Field
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastserve.config import Positive, Section
+from fastserve.distributed.rows import average_rows
+from fastserve.distributed.strategy import Alone, Named
+from fastserve.distributed.world import Part
+
+
+class DdpOptions(Section):
+    """`distributed.options` of ddp."""
+
+    compression: Literal["none", "bf16", "powersgd"] = Field(
+        "none", description="how gradients travel: as they are, in bfloat16, or as products of narrow matrices"
+    )
+    powersgd_rank: Positive = Field(4, description="how narrow: columns of the matrices of powersgd")
+    powersgd_start: Positive = Field(100, description="steps without compression before powersgd begins")
+    bucket_megabytes: Positive = Field(25, description="gradients that travel together while the rest is computed")
+    varies: bool = Field(
+        False, description="whether a network of your own uses other parameters in other steps; costs a little time"
+    )
+
+
+class Ddp(Alone):
+    """Gradients are averaged while the backward pass goes on (torch's DistributedDataParallel).
+
+    The result of a step is that of one worker with all rows, to rounding.
+    """
+
+    Options: ClassVar[type[Section]] = DdpOptions
+    options: DdpOptions
+
+    def place(self, module: nn.Module, tables: Named) -> nn.Module:
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), 0)
+        left = [p for name, p in module.named_parameters() if p.requires_grad and name not in tables]
+        if not left:
+            return module
+        ignored = [*tables, *(name for name, _ in module.named_buffers())]
+        wrapper: Any = DistributedDataParallel
+        wrapper._set_params_and_buffers_to_ignore_for_model(module, ignored)
+        placed = DistributedDataParallel(
+            module,
+            gradient_as_bucket_view=True,
+            static_graph=not self.options.varies,
+            find_unused_parameters=self.options.varies,
+            bucket_cap_mb=self.options.bucket_megabytes,
+        )
+        self._compress(placed)
+        return placed
+
+    def _compress(self, placed: DistributedDataParallel) -> None:
+        if self.options.compression == "bf16":
+            from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+            placed.register_comm_hook(None, bf16_compress_hook)
+        elif self.options.compression == "powersgd":
+            from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
+
+            state: Any = powerSGD_hook.PowerSGDState(
+                None,
+                matrix_approximation_rank=self.options.powersgd_rank,
+                start_powerSGD_iter=max(2, self.options.powersgd_start),
+            )
+            placed.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+
+    def weight(self, part: Part) -> float:
+        """Gradients are averaged over workers: each mean counts by its rows."""
+        return part.share * self.world.size
+
+    def reduce(self, tables: Iterable[nn.Parameter]) -> None:
+        for table in tables:
+            average_rows(table, self.world)

@@ -1,0 +1,122 @@
+"""The seam between the training loop and the ways in which several workers share a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from fastserve import config, plugins
+from fastserve.config import DistributedConfig, Section
+from fastserve.distributed.world import ALONE, Part, World
+
+Named = Mapping[str, nn.Parameter]
+
+
+class Strategy(Protocol):
+    """One way to share. The class is made with (options, world); then the loop calls, in every worker alike:
+
+    `place` once; in a step `weight`, and after the backward pass `reduce` for the row-sparse tables that will be
+    updated, then `after_step`; `settle` before an evaluation; `state` where `at_rest`.
+    """
+
+    Options: ClassVar[type[Section]]
+
+    def __init__(self, options: Any, world: World) -> None: ...
+
+    def place(self, module: nn.Module, tables: Named) -> nn.Module:
+        """What is called for the loss from now on: `module`, whose gradients are averaged or sharded as it may be.
+
+        All workers have the first one's weights afterwards. tables: parameters of the module, by name, that have
+        row-sparse gradients and are left to `reduce`. The module's other parameters may be replaced (by shards).
+        """
+        ...
+
+    def weight(self, part: Part) -> float:
+        """What the worker's mean loss is multiplied by."""
+        ...
+
+    def reduce(self, tables: Iterable[nn.Parameter]) -> None:
+        """Average the row-sparse gradients of `tables` over the workers."""
+        ...
+
+    def after_step(self) -> None:
+        """An optimizer step was made."""
+        ...
+
+    def settle(self) -> None:
+        """Let all workers have the same weights."""
+        ...
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether all workers have the same weights now, so that a checkpoint holds the run."""
+        ...
+
+    @property
+    def shares_optimizer(self) -> bool:
+        """Whether the optimizer's state is that of the run; else every worker has its own."""
+        ...
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A parameter or buffer that may be in shards, put together (on every worker)."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What the strategy remembers between steps, alike on all workers."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state` gave, or an empty one where another strategy saved."""
+        ...
+
+
+class Alone:
+    """One worker: nothing to share. The base of the others, which say what they do differently."""
+
+    Options: ClassVar[type[Section]] = Section
+
+    def __init__(self, options: Any = None, world: World = ALONE) -> None:
+        self.options, self.world = options, world
+
+    def place(self, module: nn.Module, tables: Named) -> nn.Module:
+        return module
+
+    def weight(self, part: Part) -> float:
+        return 1.0
+
+    def reduce(self, tables: Iterable[nn.Parameter]) -> None:
+        return
+
+    def after_step(self) -> None:
+        return
+
+    def settle(self) -> None:
+        return
+
+    @property
+    def at_rest(self) -> bool:
+        return True
+
+    @property
+    def shares_optimizer(self) -> bool:
+        return True
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        return
+
+
+def pick(settings: DistributedConfig, world: World) -> Strategy:
+    """The strategy that the configuration names; with one worker there is nothing to share."""
+    if world.alone:
+        return Alone()
+    kind: type[Strategy] = plugins.STRATEGIES.load(settings.strategy)
+    where = f"distributed.options of '{settings.strategy}'"
+    return kind(config.check(kind.Options, settings.options, where), world)

@@ -1,0 +1,132 @@
+"""The workers of a run and what they say to each other. A world of one needs no torch.distributed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastserve.types import LongArray
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one worker does of a step. rows: int64 (B,), never empty; whole: rows of the step on all workers.
+
+    counted: False where the step has fewer rows than there are workers: then this one computes a row that another
+    worker counts, so that it takes its turn in every exchange, and its gradient counts for nothing.
+    """
+
+    rows: LongArray
+    whole: int
+    counted: bool = True
+
+    @property
+    def share(self) -> float:
+        """Of the step's rows, those that this worker counts."""
+        return len(self.rows) / self.whole if self.counted else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Who this process is among the workers of a run. Every method but `part` must be called by all of them alike."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def join(cls, device: torch.device, timeout_seconds: float) -> World:
+        """Meet the other workers as the environment says (the variables of torchrun). `leave` when done.
+
+        An exchange that lasts longer than `timeout_seconds` fails.
+        """
+        import torch.distributed as dist
+
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        return cls(*(int(os.environ[name]) for name in names))
+
+    def leave(self) -> None:
+        """Go apart, after everybody is done."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+            dist.destroy_process_group()
+
+    @property
+    def alone(self) -> bool:
+        return self.size == 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the worker that writes and speaks for all."""
+        return self.rank == 0
+
+    def part(self, rows: LongArray) -> Part:
+        """This worker's part of a step; over all workers every row is counted once. Like lengths go to all alike."""
+        mine = rows[self.rank :: self.size]
+        return Part(mine, len(rows)) if len(mine) else Part(rows[:1], len(rows), counted=False)
+
+    def turns(self, items: Sequence[Item]) -> Iterator[tuple[Item, bool]]:
+        """This worker's items, as many on every worker; False with one that fills up and does not count."""
+        for start in range(0, len(items), self.size):
+            place = start + self.rank
+            yield items[min(place, len(items) - 1)], place < len(items)
+
+    def gather(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The arrays (N_rank, ...) of all workers, one behind the other in the order of ranks, on every worker."""
+        if self.alone:
+            return array
+        import torch.distributed as dist
+
+        counts = torch.zeros(self.size, dtype=torch.int64)
+        counts[self.rank] = len(array)
+        dist.all_reduce(counts)
+        longest = int(counts.max())
+        padded = np.zeros((longest, *array.shape[1:]), array.dtype)
+        padded[: len(array)] = array
+        found = [torch.empty(padded.shape, dtype=torch.from_numpy(padded).dtype) for _ in range(self.size)]
+        dist.all_gather(found, torch.from_numpy(padded))
+        return np.concatenate([part.numpy()[:count] for part, count in zip(found, counts.tolist(), strict=True)])
+
+    def told(self, value: Any) -> Any:
+        """The leader's value (what JSON can hold) on every worker."""
+        if self.alone:
+            return value
+        import torch.distributed as dist
+
+        text = torch.frombuffer(bytearray(json.dumps(value if self.leads else None).encode()), dtype=torch.uint8)
+        size = torch.tensor([len(text)])
+        dist.broadcast(size, 0)
+        text = text if self.leads else torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(text, 0)
+        return json.loads(bytes(text.numpy()))
+
+    def after_leader(self, work: Callable[[], None]) -> None:
+        """Let the leader do what all others then find done (a file, say)."""
+        if self.leads:
+            work()
+        self.barrier()
+
+    def barrier(self) -> None:
+        """Wait until every worker is here."""
+        if not self.alone:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+
+ALONE = World()

@@ -1,0 +1,40 @@
+"""Several workers compute what one computes, with every kind of network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from processes import run_workers
+from safetensors.torch import load_file
+
+MEMBER = str(Path(__file__).with_name("member.py"))
+NETWORKS = ("linear", "bag", "wide-deep", "mlp", "textcnn", "lstm", "transformer")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    run_workers(1, [MEMBER, "alone", str(folder)])
+    return folder
+
+
+@pytest.fixture(scope="module", params=["ddp"])
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What four workers found."""
+    folder = tmp_path_factory.mktemp(request.param)
+    run_workers(4, [MEMBER, request.param, str(folder)])
+    return folder
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_four_workers_give_the_weights_of_one(alone: Path, shared: Path, network: str) -> None:
+    expected, found = (load_file(folder / f"{network}.safetensors") for folder in (alone, shared))
+    assert expected.keys() == found.keys()
+    weights = [name for name, value in expected.items() if name.startswith("weights/") and value.is_floating_point()]
+    apart = sum((found[name] - expected[name]).square().sum() for name in weights)
+    moved = sum((expected[name] - expected[name.replace("weights/", "first/")]).square().sum() for name in weights)
+    assert apart <= 1e-6 * moved
+    assert torch.equal(found["targets"], expected["targets"])
+    torch.testing.assert_close(found["logits"], expected["logits"], atol=1e-3, rtol=1e-3)
