@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastserve.data.batches import BatchPlan, evaluation_batches
+from fastserve.data import batches as batches_module
+from fastserve.data.batches import RUN, WINDOW, BatchPlan, evaluation_batches
 
 lengths_of = st.lists(st.integers(0, 60), max_size=300).map(lambda values: np.array(values, np.int64))
 
@@ -31,6 +33,39 @@ def test_an_epoch_is_a_function_of_seed_and_number(lengths: np.ndarray, batch: i
     first = BatchPlan(lengths, batch, 3).epoch(7)
     again = BatchPlan(lengths, batch, 3).epoch(7)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def shuffled_at_once(plan: BatchPlan, number: int) -> list[np.ndarray]:
+    """The plain form of an epoch of rows that are all shuffled together."""
+    generator = np.random.default_rng([plan.seed, number])
+    order = generator.permutation(len(plan.lengths))
+    window = np.arange(len(order)) // (WINDOW * plan.batch)
+    order = order[np.lexsort((plan.lengths[order], window))]
+    return [order[start : start + plan.batch] for start in (generator.permutation(plan.steps) * plan.batch).tolist()]
+
+
+@given(lengths_of, st.integers(1, 40), st.integers(0, 5))
+def test_an_epoch_is_that_of_the_plain_form(lengths: np.ndarray, batch: int, seed: int) -> None:
+    plan = BatchPlan(lengths, batch, seed)
+    for found, expected in zip(plan.epoch(2), shuffled_at_once(plan, 2), strict=True):
+        assert np.array_equal(found, expected)
+
+
+def test_a_large_epoch_is_every_row_once_in_runs_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "SHUFFLED", 40_000)
+    rows, batch = 100_000 + 77, 32
+    lengths = np.random.default_rng(0).integers(1, 100, rows).astype(np.int32)
+    plan = BatchPlan(lengths, batch, 0)
+    batches = plan.epoch(0)
+    assert len(batches) == plan.steps
+    assert sorted(map(len, batches))[:2] == [rows % batch, batch]
+    assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(rows))
+    first = np.concatenate(batches[: 40_000 // (WINDOW * batch) * WINDOW])
+    runs, sizes = np.unique(first // RUN, return_counts=True)
+    assert sizes[1:-1].mean() > 0.98 * RUN  # whole runs, so that a disk reads them in one go
+    assert np.diff(runs).max() > 5  # from all over the data
+    assert abs(first.mean() / rows - 0.5) < 0.1
+    assert not all(np.array_equal(a, b) for a, b in zip(batches, plan.epoch(1), strict=True))
 
 
 def test_epochs_and_seeds_differ() -> None:

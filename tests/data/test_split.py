@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve.config import DataConfig
+from fastserve.data import split as split_module
 from fastserve.data.keys import first_of_each, is_among, same_form, same_forms
-from fastserve.data.split import Splits, _auto_rows, load_splits, stratified
+from fastserve.data.split import Splits, _auto_rows, _first_of_kinds, load_splits, stratified
 from fastserve.errors import DataError
 
 
@@ -29,6 +30,18 @@ def test_equal_texts_stay_together_and_kinds_keep_their_share(rows: list[tuple[i
         wanted = count * len(set(keys)) / len(keys) * len(all_of_kind) / len(set(keys))
         assert got <= max(len(all_of_kind) - 1, 0)
         assert abs(got - min(wanted, len(all_of_kind) - 1)) <= 2
+
+
+@given(st.lists(st.integers(0, 4), max_size=60), st.lists(st.integers(0, 9), min_size=5, max_size=5), st.integers(1, 9))
+def test_the_first_of_each_kind_are_those_of_a_stable_sort(kinds: list[int], quota: list[int], at_once: int) -> None:
+    kind, most = np.array(kinds, np.uint8), np.array(quota)
+    order = np.random.default_rng(0).permutation(len(kinds))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(split_module, "_AT_ONCE", at_once)
+        found = _first_of_kinds(order, kind, most)
+    by_kind = order[np.argsort(kind[order], kind="stable")]
+    expected = [by_kind[kind[by_kind] == k][:count] for k, count in enumerate(quota)]
+    assert sorted(found.tolist()) == sorted(np.concatenate(expected).tolist())
 
 
 @given(st.lists(st.text(max_size=8), max_size=20))

@@ -13,6 +13,10 @@ from fastserve.types import LongArray
 
 WINDOW = 50
 """Batches whose rows are sorted by length together: enough that a batch holds like lengths, and order stays random."""
+SHUFFLED = 1 << 20
+"""Rows shuffled together. A larger data set is shuffled as runs of rows first, and then these so many at a time, so
+that what a disk is asked for lies together, and the system's cache holds it until it has been used."""
+RUN = 256
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,24 @@ class BatchPlan:
     def epoch(self, number: int) -> list[LongArray]:
         """The batches of one epoch, each int64 (up to `batch` / shards,); over all shards every row exactly once."""
         generator = np.random.default_rng([self.seed, number])
-        order = generator.permutation(len(self.lengths))
-        window = np.arange(len(order)) // (WINDOW * self.batch)
-        order = order[np.lexsort((self.lengths[order], window))]
-        starts = generator.permutation(self.steps) * self.batch
-        return [order[start : start + self.batch][self.shard :: self.shards] for start in starts.tolist()]
+        order = np.arange(len(self.lengths))
+        window = WINDOW * self.batch
+        together = max(SHUFFLED // window, 1) * window
+        if len(order) > together:
+            generator.shuffle(order[: len(order) // RUN * RUN].reshape(-1, RUN))
+        batches: list[LongArray] = []
+        for start in range(0, len(order), together):
+            batches += self._batches(order[start : start + together], generator)
+        return batches
+
+    def _batches(self, rows: LongArray, generator: np.random.Generator) -> list[LongArray]:
+        """Batches of these rows, in random order; `rows` itself is shuffled, and the batches are parts of it."""
+        generator.shuffle(rows)
+        for start in range(0, len(rows), WINDOW * self.batch):
+            window = rows[start : start + WINDOW * self.batch]
+            window[:] = window[np.argsort(self.lengths[window], kind="stable")]
+        starts = generator.permutation(-(-len(rows) // self.batch)) * self.batch
+        return [rows[start : start + self.batch][self.shard :: self.shards] for start in starts.tolist()]
 
 
 def evaluation_batches(

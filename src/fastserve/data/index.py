@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +23,13 @@ _MANY = 1000
 
 @dataclass(frozen=True)
 class Index:
-    """keys: int64 (N,), equal for equal texts. kinds: int32 (N,), which of `label_sets` a row has.
+    """keys: int64 (N,), equal for equal texts. kinds: (N,), which of `label_sets` a row has, as small as that goes.
 
     rows: uint32 (N,), lines in the file.
     """
 
     keys: LongArray
-    kinds: npt.NDArray[np.int32]
+    kinds: npt.NDArray[np.integer[Any]]
     rows: npt.NDArray[np.uint32]
     label_sets: list[tuple[str, ...]]
 
@@ -59,17 +60,28 @@ def sort_labels(labels: Iterable[str]) -> list[str]:
 def index_rows(dataset: Dataset) -> Index:
     """Read the data set once."""
     kinds: dict[tuple[str, ...], int] = {}
-    parts = [_index_block(block, kinds) for block in dataset.blocks()]
-    keys, numbers, rows = (np.concatenate(part) for part in zip(*parts, strict=True))
+    parts: list[list[npt.NDArray[Any]]] = [[], [], []]
+    for block in dataset.blocks():
+        for column, part in zip(parts, _index_block(block, kinds), strict=True):
+            column.append(part)
+    keys, numbers, rows = map(_joined, parts)
     return Index(keys, numbers, rows, list(kinds))
+
+
+def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """One array of all parts, which are let go."""
+    whole = np.concatenate(parts)
+    parts.clear()
+    return whole
 
 
 def _index_block(
     block: Block, kinds: dict[tuple[str, ...], int]
-) -> tuple[LongArray, npt.NDArray[np.int32], npt.NDArray[np.uint32]]:
+) -> tuple[LongArray, npt.NDArray[np.integer[Any]], npt.NDArray[np.uint32]]:
     labels = block.labels or [()] * len(block)
-    numbers = np.fromiter((kinds.setdefault(label, len(kinds)) for label in labels), np.int32, len(block))
-    return text_keys(same_forms(block.texts)), numbers, block.rows.astype(np.uint32)
+    numbers = np.fromiter((kinds.setdefault(label, len(kinds)) for label in labels), np.uint32, len(block))
+    smallest = np.min_scalar_type(len(kinds))
+    return text_keys(same_forms(block.texts)), numbers.astype(smallest), block.rows.astype(np.uint32)
 
 
 def check_labels(index: Index, dataset: Dataset) -> None:

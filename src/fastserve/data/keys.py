@@ -83,11 +83,13 @@ def text_keys(forms: Sequence[str]) -> LongArray:
 
 
 def first_of_each(keys: LongArray) -> npt.NDArray[np.bool_]:
-    """bool (N,): which rows are the first with their key."""
-    first = np.ones(len(keys), bool)
-    order = np.argsort(keys, kind="stable")
-    in_order = keys[order]
-    first[order[1:]] = in_order[1:] != in_order[:-1]
+    """bool (N,): which rows are the first with their key. Where few keys repeat, one copy of them is made."""
+    in_order = np.sort(keys)
+    repeated = is_among(keys, in_order[1:][in_order[1:] == in_order[:-1]])
+    del in_order
+    at = np.flatnonzero(repeated)
+    first = ~repeated
+    first[at[np.unique(keys[at], return_index=True)[1]]] = True
     return first
 
 

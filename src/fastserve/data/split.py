@@ -22,6 +22,7 @@ AUTO_SHARE, AUTO_FEWEST, AUTO_MOST = 0.05, 200, 2000
 """Rows held out are rows not learned from: enough to judge by (within 2 points at 2,000), and no more than a fifth."""
 REMEMBER = 32 << 20
 """Characters of texts kept in memory between the passes over a file; they take up to four bytes each."""
+_AT_ONCE = 1 << 20
 _SALT = 0x5911  # another stream than that of the batches, which have the same seed
 
 BoolArray = npt.NDArray[np.bool_]
@@ -164,14 +165,24 @@ def stratified(keys: LongArray, kinds: npt.NDArray[np.integer[Any]], count: int,
     """
     first = np.flatnonzero(first_of_each(keys))
     kind = kinds[first]
-    sizes = np.bincount(kind)
-    quota = _quotas(sizes, count * len(first) / max(len(keys), 1))
+    quota = _quotas(np.bincount(kind), count * len(first) / max(len(keys), 1))
     shuffled = np.random.default_rng([seed, _SALT]).permutation(len(first))
-    by_kind = shuffled[np.argsort(kind[shuffled], kind="stable")]
-    starts = np.cumsum(sizes) - sizes
-    chosen = [by_kind[:0]]
-    chosen += [by_kind[start : start + most] for start, most in zip(starts.tolist(), quota.tolist(), strict=True)]
-    return is_among(keys, keys[first[np.concatenate(chosen)]])
+    return is_among(keys, keys[first[_first_of_kinds(shuffled, kind, quota)]])
+
+
+def _first_of_kinds(order: LongArray, kind: npt.NDArray[np.integer[Any]], quota: LongArray) -> LongArray:
+    """So many of each kind as `quota` says, those that come first in `order`."""
+    left, found = quota.copy(), [order[:0]]
+    for start in range(0, len(order), _AT_ONCE):
+        if not left.any():
+            break
+        some = order[start : start + _AT_ONCE]
+        sizes = np.bincount(kind[some], minlength=len(quota))
+        by_kind = some[np.argsort(kind[some], kind="stable")]
+        rank = np.arange(len(some)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        found.append(by_kind[rank < np.repeat(left, sizes)])
+        left -= np.minimum(left, sizes)
+    return np.concatenate(found)
 
 
 def _quotas(sizes: LongArray, count: float) -> LongArray:

@@ -24,11 +24,12 @@ import numpy.typing as npt
 
 from fastserve.errors import StorageError
 from fastserve.files import disk_errors, new_folder, write_json
-from fastserve.types import Batch, Encoded, LongArray, Ragged
+from fastserve.types import Batch, Encoded, IntArray, LongArray, Ragged
 
 _MANIFEST = "store.json"
 _FORMAT = 1
 _RESIDENT = 768 << 20
+_AT_ONCE = 1 << 20
 _FOLIO = 2 << 20  # the system may map so much around each page that is touched
 
 Array = npt.NDArray[Any]
@@ -191,10 +192,15 @@ class Store:
         array = self.arrays[name].array
         return array if self.chosen is None else array[self.chosen]
 
-    def lengths(self, encoding: str) -> LongArray:
-        """int64 (rows,): values of each row in one encoding."""
-        lengths = np.diff(self._ragged(encoding).offsets)
-        return lengths if self.chosen is None else lengths[self.chosen]
+    def lengths(self, encoding: str) -> IntArray:
+        """int32 (rows,): values of each row in one encoding."""
+        offsets = self._ragged(encoding).offsets
+        lengths = np.empty(len(self), np.int32)
+        for start in range(0, len(self), _AT_ONCE):
+            some = slice(start, min(start + _AT_ONCE, len(self)))
+            at = np.arange(some.start, some.stop) if self.chosen is None else self.chosen[some]
+            lengths[some] = offsets[at + 1] - offsets[at]
+        return lengths
 
     def batch(self, rows: LongArray) -> Batch:
         """The given rows (positions in this store or subset) copied out, in the given order."""
