@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -59,7 +59,7 @@ class Checkpoints:
         self.wait()
         if step == self._latest:
             return
-        snapshot = Snapshot.take(step, state, own, self._copied())
+        snapshot = Snapshot.take(step, state, own, self._copied)
         self._latest = step
         self._writing = _Writing(lambda: self._write(snapshot), daemon=self.group is not None)
         self._writing.start()
@@ -84,12 +84,12 @@ class Checkpoints:
                 warn(f"checkpoint {self.shelf.place(step).name} is damaged and is not used: {'; '.join(faults)}")
         return None
 
-    def _copied(self) -> Callable[[Tensor], Any]:
+    def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         if self.group is None:
-            return on_cpu
+            return {name: on_cpu(tensor) for name, tensor in tensors.items()}
         from fastserve.distributed import sharded
 
-        return sharded.copied
+        return sharded.copied(tensors, self._worker, self._workers)
 
     def _write(self, snapshot: Snapshot) -> None:
         if self.group is None:
@@ -177,7 +177,7 @@ class Found:
         meta = self.index.tensors[name].meta
         target = next((found for place in into if (found := place(where, meta)) is not None), None)
         if target is None:
-            return torch.empty_like(meta, device="cpu")
+            return torch.empty(meta.shape, dtype=meta.dtype)  # empty_like of a meta tensor imports for half a second
         if target.shape != meta.shape or target.dtype != meta.dtype:
             raise TrainingError(
                 f"checkpoint {self.step} is of another network: {'/'.join(map(str, where))} is "

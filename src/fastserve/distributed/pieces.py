@@ -88,7 +88,7 @@ class Index:
     def write(self, folder: Path) -> None:
         tensors = {
             name: [_NAMES[saved.dtype], saved.shape, [[p.offsets, p.sizes, p.worker] for p in saved.pieces]]
-            for name, saved in self.tensors.items()
+            for name, saved in sorted(self.tensors.items())
         }
         content = {"format": FORMAT, "step": self.step, "workers": self.workers, "tree": self.tree, "tensors": tensors}
         files.write_text(folder / STATE, json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n")

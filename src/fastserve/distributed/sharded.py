@@ -1,7 +1,7 @@
 """Checkpoints of several workers by `torch.distributed.checkpoint`, which plans who writes and who reads what.
 
-Plain tensors are alike on all workers, and one of them writes each; of a `DTensor` every worker writes and reads its
-shard, however many workers there were. What lies on the disk is described in `pieces`: nothing of it is a pickle.
+Plain tensors are alike on all workers, and one of these copies and writes each; of a `DTensor` every worker writes and
+reads its shard, however many workers there were. What lies on the disk is described in `pieces`: nothing is a pickle.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from torch.futures import Future
 from fastserve.distributed.pieces import Index, Piece, SavedTensor, key, worker_file, write_pieces
 from fastserve.distributed.shelf import Shelf
 from fastserve.distributed.snapshot import Snapshot, on_cpu
+from fastserve.distributed.tree import places
 from fastserve.errors import StorageError
 
 
@@ -71,9 +72,21 @@ class Shard:
         return [WriteItem(MetadataIndex(name, self.offsets), WriteItemType.SHARD, tensor_data=data)]
 
 
-def copied(tensor: Tensor) -> Tensor | Shard:
-    """What this worker has of a tensor, as it is now."""
-    return Shard.copied(tensor) if isinstance(tensor, DTensor) else on_cpu(tensor)
+def copied(tensors: Mapping[str, Tensor], worker: int, workers: int) -> dict[str, Tensor | Shard]:
+    """What this worker writes of the tensors, as they are now: its shards, and its turn of those that all have."""
+    found: dict[str, Tensor | Shard] = {n: Shard.copied(t) for n, t in tensors.items() if isinstance(t, DTensor)}
+    found |= {n: on_cpu(t) for n, t in _turn({n: t for n, t in tensors.items() if n not in found}, worker, workers)}
+    return found
+
+
+def _turn(tensors: Mapping[str, Tensor], worker: int, workers: int) -> Iterator[tuple[str, Tensor]]:
+    """Of tensors that all workers have, those that this one writes: about as many bytes as any other."""
+    loads = [0] * workers
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-item[1].nbytes, item[0])):
+        least = loads.index(min(loads))
+        loads[least] += tensor.nbytes
+        if least == worker:
+            yield name, tensor
 
 
 def save(shelf: Shelf, snapshot: Snapshot, group: dist.ProcessGroup) -> None:
@@ -123,7 +136,14 @@ class PieceWriter(StorageWriter):
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         self.temporary = self.stack.enter_context(self.shelf.unfinished())
         self.index = Index(self.snapshot.step, len(plans), self.snapshot.tree, _tensors(plans))
+        self._check_alike()
         return [dataclasses.replace(plan, storage_data=str(self.temporary)) for plan in plans]
+
+    def _check_alike(self) -> None:
+        named = {name for name, _ in places(self.snapshot.tree)}
+        if named != self.index.tensors.keys():
+            apart = sorted(named.symmetric_difference(self.index.tensors))
+            raise TypeError(f"workers want to save different state: {', '.join(apart[:5])} is not on all of them")
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         content = dict(self.snapshot.own_tensors)

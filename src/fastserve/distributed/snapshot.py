@@ -25,14 +25,16 @@ class Snapshot:
     own_tensors: Mapping[str, Tensor]
 
     @classmethod
-    def take(cls, step: int, state: Any, own: Any, copied: Callable[[Tensor], Any]) -> Snapshot:
-        """copied: what a snapshot keeps of a tensor of the run's state."""
+    def take(
+        cls, step: int, state: Any, own: Any, copied: Callable[[Mapping[str, Tensor]], dict[str, Any]]
+    ) -> Snapshot:
+        """copied: what this worker keeps of the tensors of the run's state."""
         tree, tensors = pack(state, STATE)
         own_tree, own_tensors = pack(own, OWN)
         return cls(
             step,
             tree,
-            {name: copied(tensor) for name, tensor in tensors.items()},
+            copied(tensors),
             own_tree,
             {name: on_cpu(tensor) for name, tensor in own_tensors.items()},
         )
