@@ -113,7 +113,7 @@ def train(config: Config | str | Path | None = None, **settings: Any) -> Model:
     key of the train section. ConfigError names what is unknown.
     """
     device.let_threads_sleep()
-    from fastserve.training.train import train as run
+    from fastserve.training.job import train as run
 
     if isinstance(config, Config):
         if settings:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn, tensor, zeros
 
 from fastserve.config import Fraction, Section
+from fastserve.models.builtin import BUILTIN
 from fastserve.models.network import MANY_ROWS, NetworkShape
 from fastserve.models.ngram_table import (
     LARGE_BATCH,
@@ -38,8 +39,8 @@ class BagOptions(Section):
 class Bag(NgramNetwork):
     """With dim 0 the table's rows are the labels' weights, trained by a squared hinge; else ReLU and entropy."""
 
-    encodings: ClassVar[tuple[str, ...]] = ("ngrams",)
-    preferences: ClassVar[TextPreferences] = TextPreferences(han_characters=(1, 2))
+    encodings: ClassVar[tuple[str, ...]] = BUILTIN["bag"].encodings
+    preferences: ClassVar[TextPreferences] = BUILTIN["bag"].preferences
     Options: ClassVar[type[Section]] = BagOptions
     scale: Tensor
 

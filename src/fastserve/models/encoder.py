@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastserve.config import Fraction, Positive, Section
+from fastserve.models.builtin import BUILTIN
 from fastserve.models.network import NetworkShape
 from fastserve.models.ragged import RaggedTensor
 from fastserve.models.rows import group, lookup
@@ -113,8 +114,8 @@ class Block(nn.Module):
 class TransformerEncoder(nn.Module):
     """Token embedding and sinusoidal positions, blocks, norm, pooling, linear layer."""
 
-    encodings: ClassVar[tuple[str, ...]] = ("tokens",)
-    preferences: ClassVar[TextPreferences] = TextPreferences(segment="subword", vocabulary_size=16_000, max_length=256)
+    encodings: ClassVar[tuple[str, ...]] = BUILTIN["transformer"].encodings
+    preferences: ClassVar[TextPreferences] = BUILTIN["transformer"].preferences
     Options: ClassVar[type[Section]] = EncoderOptions
 
     def __init__(self, options: EncoderOptions, shape: NetworkShape) -> None:

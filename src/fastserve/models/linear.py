@@ -14,6 +14,7 @@ from torch import Tensor, nn, tensor, zeros
 
 from fastserve.config import Section
 from fastserve.models.bag import RATE, SHARPNESS
+from fastserve.models.builtin import BUILTIN
 from fastserve.models.network import NetworkShape
 from fastserve.models.ngram_table import NgramNetwork, NgramTable, annealed, both_sides, squared_hinge
 from fastserve.models.ragged import RaggedTensor
@@ -36,8 +37,8 @@ class LinearOptions(Section):
 class Linear(NgramNetwork):
     """logits = entropy_share * entropy scores + (1 - entropy_share) * sharpened hinge scores."""
 
-    encodings: ClassVar[tuple[str, ...]] = ("ngrams",)
-    preferences: ClassVar[TextPreferences] = TextPreferences()
+    encodings: ClassVar[tuple[str, ...]] = BUILTIN["linear"].encodings
+    preferences: ClassVar[TextPreferences] = BUILTIN["linear"].preferences
     Options: ClassVar[type[Section]] = LinearOptions
     entropy_share: Tensor
     scale: Tensor

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastserve.config import Fraction, Positive, Section
+from fastserve.models.builtin import BUILTIN
 from fastserve.models.network import NetworkShape
 from fastserve.models.ragged import RaggedTensor
 from fastserve.models.rows import group, lookup
@@ -30,8 +31,8 @@ class LstmOptions(Section):
 class Lstm(nn.Module):
     """Embedding, LSTM in both directions, a mean weighted by learned attention, linear layer."""
 
-    encodings: ClassVar[tuple[str, ...]] = ("tokens",)
-    preferences: ClassVar[TextPreferences] = TextPreferences(vocabulary_size=50_000, max_length=256)
+    encodings: ClassVar[tuple[str, ...]] = BUILTIN["lstm"].encodings
+    preferences: ClassVar[TextPreferences] = BUILTIN["lstm"].preferences
     Options: ClassVar[type[Section]] = LstmOptions
 
     def __init__(self, options: LstmOptions, shape: NetworkShape) -> None:

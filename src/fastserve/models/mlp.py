@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastserve.config import Fraction, Positive, Section
+from fastserve.models.builtin import BUILTIN
 from fastserve.models.network import NetworkShape
 from fastserve.models.ragged import RaggedTensor
 from fastserve.models.rows import weighted_sum
@@ -29,8 +30,8 @@ class MlpOptions(Section):
 class Mlp(nn.Module):
     """Mean of embeddings, then linear layers with ReLU between them."""
 
-    encodings: ClassVar[tuple[str, ...]] = ("tokens",)
-    preferences: ClassVar[TextPreferences] = TextPreferences()
+    encodings: ClassVar[tuple[str, ...]] = BUILTIN["mlp"].encodings
+    preferences: ClassVar[TextPreferences] = BUILTIN["mlp"].preferences
     Options: ClassVar[type[Section]] = MlpOptions
 
     def __init__(self, options: MlpOptions, shape: NetworkShape) -> None:

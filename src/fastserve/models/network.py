@@ -10,15 +10,18 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from fastserve import config, plugins
 from fastserve.config import Section
 from fastserve.errors import NotFoundError
-from fastserve.models.ragged import RaggedTensor
+from fastserve.models.builtin import BUILTIN, Reads
 from fastserve.types import Encoded, ParameterGroup, Recipe, TextPreferences
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fastserve.models.ragged import RaggedTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +179,17 @@ def find(name: str, *, saved_in: Path | None = None) -> NetworkKind:
             f"folder (nothing is downloaded), module:Class, or one of {', '.join(plugins.NETWORKS.names())}"
         )
     return _as_kind(name, plugins.NETWORKS.load(name))
+
+
+def reads(name: str) -> Reads:
+    """What the network that a user named reads; torch is imported only for one that is not built in.
+
+    NotFoundError where there is no such network.
+    """
+    if name in BUILTIN:
+        return BUILTIN[name]
+    kind = find(name)
+    return Reads(kind.encodings, kind.preferences)
 
 
 def build(name: str, options: Mapping[str, Any], shape: NetworkShape, *, saved_in: Path | None = None) -> nn.Module:

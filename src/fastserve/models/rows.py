@@ -129,6 +129,7 @@ class _WeightedSum(torch.autograd.Function):
 
 
 def _bag(table: Tensor, ids: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    return nn.functional.embedding_bag(
-        ids, table, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
-    )
+    summed, *_ = torch.embedding_bag(
+        table, ids, offsets, False, 0, False, weights, True
+    )  # 0: sums; True: a last offset
+    return summed

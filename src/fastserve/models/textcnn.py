@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastserve.config import Fraction, Positive, Section
+from fastserve.models.builtin import BUILTIN
 from fastserve.models.network import NetworkShape
 from fastserve.models.ragged import RaggedTensor
 from fastserve.models.rows import group, lookup
@@ -35,8 +36,8 @@ class TextCnnOptions(Section):
 class TextCnn(nn.Module):
     """A filter starts at every word of the text; behind the text's end it sees zeros."""
 
-    encodings: ClassVar[tuple[str, ...]] = ("tokens",)
-    preferences: ClassVar[TextPreferences] = TextPreferences(vocabulary_size=50_000)
+    encodings: ClassVar[tuple[str, ...]] = BUILTIN["textcnn"].encodings
+    preferences: ClassVar[TextPreferences] = BUILTIN["textcnn"].preferences
     Options: ClassVar[type[Section]] = TextCnnOptions
 
     def __init__(self, options: TextCnnOptions, shape: NetworkShape) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn, stack, tensor, zeros
 
 from fastserve.config import Auto, Fraction, Positive, Section
 from fastserve.models.bag import RATE, SHARPNESS
+from fastserve.models.builtin import BUILTIN
 from fastserve.models.network import MANY_ROWS, NetworkShape
 from fastserve.models.ngram_table import NgramNetwork, NgramTable, annealed, both_sides, squared_hinge
 from fastserve.models.ragged import RaggedTensor
@@ -44,8 +45,8 @@ class WideDeep(NgramNetwork):
     logits instead of a double linear part makes the probabilities honest.
     """
 
-    encodings: ClassVar[tuple[str, ...]] = ("ngrams", "tokens")
-    preferences: ClassVar[TextPreferences] = TextPreferences(max_length=200)
+    encodings: ClassVar[tuple[str, ...]] = BUILTIN["wide-deep"].encodings
+    preferences: ClassVar[TextPreferences] = BUILTIN["wide-deep"].preferences
     Options: ClassVar[type[Section]] = WideDeepOptions
     scale: Tensor
     deep_share: Tensor

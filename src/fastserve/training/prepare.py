@@ -5,10 +5,12 @@ The result stands in the run's folder, whole or not at all, so that a resumed ru
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ from fastserve.config import Config, DataConfig
 from fastserve.data.blocks import Block
 from fastserve.data.sources import find_sources
 from fastserve.data.split import Part, Splits, load_splits
-from fastserve.data.store import Store, write_store
+from fastserve.data.store import Store, StoreWriter, write_store
 from fastserve.errors import ConfigError
-from fastserve.models import NetworkKind, NetworkShape, find, resolve
+from fastserve.models import NetworkShape, reads, resolve
+from fastserve.models.builtin import Reads
 from fastserve.tasks.classification import Classification
 from fastserve.text.pipeline import TextPipeline
 
@@ -65,11 +68,17 @@ class Prepared:
         return NetworkShape(sizes, len(self.labels), exclusive=not self.multi_label)
 
 
-def prepare(config: Config, folder: Path) -> Prepared:
-    """Prepared data in `folder`: what an earlier process left there, or made now."""
+Work = Callable[[], None]
+
+
+def prepare(config: Config, folder: Path, meanwhile: Work = lambda: None) -> Prepared:
+    """Prepared data in `folder`: what an earlier process left there, or made now.
+
+    meanwhile: done in a thread while worker processes encode.
+    """
     if not (folder / PREPARED).is_file():
         with files.new_folder(folder) as temporary:
-            Preparation(config, temporary).write()
+            Preparation(config, temporary, meanwhile).write()
     return load(folder)
 
 
@@ -99,18 +108,18 @@ class Preparation:
 
     config: Config
     folder: Path
+    meanwhile: Work = lambda: None
 
     def write(self) -> None:
         splits = self.split()
         network = resolve(self.config.model.network, len(splits.train))
-        pipeline = self.fit(splits.train, find(network))
+        pipeline = self.fit(splits.train, reads(network))
         task = Classification(splits.labels, multi_label=splits.multi_label)
-        encoder = PartEncoder(pipeline, task)
-        encoder.write(splits.train, self.folder / TRAIN)
-        if splits.validation is not None:
-            encoder.write_held_out(splits.validation, self.folder / VALIDATION)
-        if splits.test is not None:
-            encoder.write_held_out(splits.test, self.folder / TEST)
+        outputs = [
+            Output(part, self.folder / TRAIN) if name == TRAIN else HeldOutOutput(part, self.folder / name)
+            for name, part in _parts(splits)
+        ]
+        PartEncoder(pipeline, task, self.meanwhile).write(outputs)
         state = {
             "network": network,
             "labels": splits.labels,
@@ -128,19 +137,22 @@ class Preparation:
         splits = load_splits(data, self.config.train.seed, keep=None)
         if splits.validation is None:
             raise ConfigError("data.validation is 0 rows: give a share or a file, so that the run can be judged")
-        counts = ", ".join(f"{len(part):,} {name}" for name, part in _parts(splits))
+        counts = ", ".join(f"{len(part):,} {_NAMES[name]}" for name, part in _parts(splits))
         log.say(f"rows: {counts}; {len(splits.labels)} labels")
         return splits
 
-    def fit(self, part: Part, kind: NetworkKind) -> TextPipeline:
+    def fit(self, part: Part, wanted: Reads) -> TextPipeline:
         """Learn vocabulary and lengths from the training rows alone."""
-        pipeline = TextPipeline.create(self.config.text, kind.encodings, preferences=kind.preferences)
+        pipeline = TextPipeline.create(self.config.text, wanted.encodings, preferences=wanted.preferences)
         pipeline.fit(_some_texts(part))
         return pipeline
 
 
+_NAMES = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
+
+
 def _parts(splits: Splits) -> list[tuple[str, Part]]:
-    named = [("training", splits.train), ("validation", splits.validation), ("test", splits.test)]
+    named = [(TRAIN, splits.train), (VALIDATION, splits.validation), (TEST, splits.test)]
     return [(name, part) for name, part in named if part is not None]
 
 
@@ -153,47 +165,93 @@ def _some_texts(part: Part) -> Iterator[str]:
         position += len(block)
 
 
+@dataclass(slots=True)
+class Output:
+    """The rows of a part on their way into a store."""
+
+    part: Part
+    folder: Path
+
+    @property
+    def store(self) -> Path:
+        return self.folder
+
+    def blocks(self) -> Iterator[Block]:
+        return self.part.blocks()
+
+    def finish(self) -> None:
+        """Write what stands beside the store."""
+
+
+@dataclass(slots=True)
+class HeldOutOutput(Output):
+    """Beside the store what a report shows: the texts, and the columns to slice by."""
+
+    texts: list[str] = field(default_factory=list)
+    columns: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    def blocks(self) -> Iterator[Block]:
+        for block in self.part.blocks():
+            self.texts.extend(block.texts)
+            for name, cells in block.columns.items():
+                self.columns.setdefault(name, []).extend(cells)
+            yield block
+
+    def finish(self) -> None:
+        files.write_json(self.folder / "shown.json", {"texts": self.texts, "columns": self.columns})
+
+
 @dataclass(frozen=True, slots=True)
 class PartEncoder:
-    """Texts and labels of one part after another to stores."""
+    """Texts and labels of all parts to stores, by one set of worker processes."""
 
     pipeline: TextPipeline
     task: Classification
+    meanwhile: Work
 
-    def write(self, part: Part, folder: Path) -> None:
-        self._encode(part, folder, lambda block: None)
+    def write(self, outputs: Sequence[Output]) -> None:
+        total = sum(len(output.part) for output in outputs)
+        with (
+            contextlib.ExitStack() as stores,
+            log.Progress("encoding", total=total, unit="texts") as progress,
+        ):
+            writers = [stores.enter_context(write_store(output.store)) for output in outputs]
+            self._encode(outputs, writers, progress)
+        for output in outputs:
+            output.finish()
 
-    def write_held_out(self, part: Part, folder: Path) -> None:
-        """A store, and beside it what a report shows: the texts, and the columns to slice by."""
-        texts: list[str] = []
-        columns: dict[str, list[str]] = {}
-
-        def remember(block: Block) -> None:
-            texts.extend(block.texts)
-            for name, cells in block.columns.items():
-                columns.setdefault(name, []).extend(cells)
-
-        folder.mkdir()
-        self._encode(part, folder / "store", remember)
-        files.write_json(folder / "shown.json", {"texts": texts, "columns": columns})
-
-    def _encode(self, part: Part, folder: Path, see: Callable[[Block], None]) -> None:
-        waiting: deque[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]] = deque()
+    def _encode(self, outputs: Sequence[Output], writers: Sequence[StoreWriter], progress: log.Progress) -> None:
+        waiting: deque[tuple[StoreWriter, npt.NDArray[Any], npt.NDArray[np.int64]]] = deque()
 
         def texts() -> Iterator[list[str]]:
-            for block in part.blocks():
-                see(block)
-                waiting.append((self.task.targets(block.labels), block.rows))
-                yield block.texts
+            for output, writer in zip(outputs, writers, strict=True):
+                for block in output.blocks():
+                    waiting.append((writer, self.task.targets(block.labels), block.rows))
+                    yield block.texts
 
-        with (
-            write_store(folder) as writer,
-            log.Progress(f"encoding {folder.name}", total=len(part), unit="texts") as progress,
-        ):
-            for encoded in self.pipeline.encode_blocks(texts(), workers=device.cores()):
-                targets, rows = waiting.popleft()
+        encoded_blocks = self.pipeline.encode_blocks(texts(), workers=device.cores())
+        with contextlib.ExitStack() as beside:
+            for number, encoded in enumerate(encoded_blocks):
+                if number == 0:  # the processes are there; one that is forked beside a thread could find its locks held
+                    beside.enter_context(_beside(self.meanwhile))
+                writer, targets, rows = waiting.popleft()
                 writer.append(encoded, targets, rows)
                 progress.advance(len(rows))
+
+
+@contextlib.contextmanager
+def _beside(work: Work) -> Iterator[None]:
+    """Do `work` in a thread, to its end."""
+    thread = threading.Thread(target=work, name="beside the encoding", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def describe_sources(config: DataConfig) -> list[DataSource]:

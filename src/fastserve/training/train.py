@@ -1,44 +1,19 @@
-"""A whole job: a configuration to a bundle that is trained, evaluated and written."""
+"""From prepared data to a bundle that is trained, evaluated and written."""
 
 from __future__ import annotations
-
-from datetime import UTC, datetime
 
 import torch
 
 from fastserve import device, log
-from fastserve.bundle.bundle import Bundle
-from fastserve.config import Config, TrainConfig
-from fastserve.distributed.world import ALONE, World
+from fastserve.config import TrainConfig
+from fastserve.distributed.world import World
 from fastserve.models import find
-from fastserve.plugins import TASKS
 from fastserve.training.finish import Origin, finish
 from fastserve.training.loop import TrainingRun
-from fastserve.training.prepare import describe_sources, load, prepare
-from fastserve.training.runs import RunFolder, open_run
+from fastserve.training.prepare import load
+from fastserve.training.runs import RunFolder
 from fastserve.training.setup import Setup
 from fastserve.training.watchers import EventFile, ProgressLine, TensorBoard, thinned, watch
-from fastserve.training.workers import several, train_on_workers
-
-
-def train(config: Config) -> Bundle:
-    """Prepare the data, train, evaluate, and write the bundle into the run's folder.
-
-    Called again with the same configuration and data after a kill, it goes on where it was.
-    """
-    started = datetime.now(UTC)
-    ready_machine(config.train)
-    TASKS.load(config.task)
-    check_network(config.model.network)
-    sources = describe_sources(config.data)
-    with open_run(config, sources) as folder:
-        prepare(config, folder.data)
-        origin = Origin(config, sources, started)
-        if several(config.distributed):
-            train_on_workers(folder, origin)
-        else:
-            work(origin, folder, ALONE)
-        return Bundle.load(folder.bundle)
 
 
 def work(origin: Origin, folder: RunFolder, world: World) -> None:
@@ -54,12 +29,6 @@ def ready_machine(config: TrainConfig, workers: int = 1) -> None:
     """Threads and memory of this process, one of so many on the machine, as training wants them."""
     torch.set_num_threads(max(1, device.cores() // workers) if config.threads == "auto" else config.threads)
     device.keep_freed_memory()
-
-
-def check_network(name: str) -> None:
-    """A wrong name is said before any work is done."""
-    if name != "auto":
-        find(name)
 
 
 def train_watched(run: TrainingRun, folder: RunFolder) -> None:
