@@ -151,9 +151,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(
     events.close()
     places = sorted((tmp_path / "cut").iterdir())
     assert len(places) == 2
-    content = bytearray((places[1] / "tensors.safetensors").read_bytes())
+    content = bytearray((places[1] / "worker-00000.safetensors").read_bytes())
     content[-1] ^= 1
-    (places[1] / "tensors.safetensors").write_bytes(content)
+    (places[1] / "worker-00000.safetensors").write_bytes(content)
     cut = make(tmp_path / "cut")
     found = list(cut.events())
     assert isinstance(found[0], Resumed)

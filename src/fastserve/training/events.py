@@ -55,7 +55,7 @@ class RateReduced(Event):
 
 @dataclass(frozen=True, slots=True)
 class Checkpointed(Event):
-    """From here on a killed run resumes at this step."""
+    """The state of this step is kept: once it is written, a killed run resumes at it."""
 
     kind: ClassVar[str] = "checkpoint"
 

@@ -18,12 +18,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from fastserve.distributed.checkpoints import Checkpoints, own_group
+from fastserve.distributed.places import beside, into, optimizer_state
 from fastserve.distributed.strategy import Alone, Strategy
 from fastserve.distributed.world import ALONE, Part, World
-from fastserve.errors import TrainingError
+from fastserve.errors import StorageError, TrainingError
+from fastserve.log import warn
 from fastserve.models.ragged import RaggedTensor
 from fastserve.tasks.base import Task
-from fastserve.training import checkpoint
 from fastserve.training.ahead import ahead
 from fastserve.training.events import Checkpointed, Evaluated, Event, Finished, RateReduced, Resumed, Stepped
 from fastserve.training.objective import Objective
@@ -107,7 +109,7 @@ class TrainingRun:
         self.train, self.plan = train, plan
         self.validation, self.validation_batches = validation, validation_batches
         self.device, self.precision = device, precision
-        self.folder = folder
+        self.checkpoints = Checkpoints(folder, own_group())
         self.optimizers = Optimizers(network, settings.recipe, self.strategy.reduce)
         self.progress = Progress()
         self.average = self._copy() if settings.recipe.average else None
@@ -121,8 +123,12 @@ class TrainingRun:
         if self.restore():
             yield Resumed(at.step, at.epoch)
         self._saved = time.monotonic()
-        while not self.progress.over:
-            yield from self._epoch()
+        try:
+            while not self.progress.over:
+                yield from self._epoch()
+        finally:
+            if self.world.alone:  # others may be gone, and then what is being written is never finished
+                self._finish_checkpoint()
         self.network.load_state_dict(self.best)
         self.network.eval()
         yield Finished(at.step, at.epoch, at.finished, at.best_step)
@@ -231,39 +237,58 @@ class TrainingRun:
     # State
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        state = {
+        """Everything that the next step depends on, alike on all workers; with `own` it is the whole state."""
+        return {
             "progress": {name: getattr(self.progress, name) for name in Progress.__slots__},
             "network": self.network.state_dict(),
-            "optimizers": self.optimizers.state(),
+            "optimizers": self.optimizers.state() if self.strategy.shares_optimizer else {},
+            "strategy": self.strategy.state(),
             "average": self.average or {},
             "best": self.best,
-            "random": torch.get_rng_state(),
         }
+
+    def own(self) -> dict[str, Any]:
+        """What the next step depends on and other workers have otherwise."""
+        own: dict[str, Any] = {"random": torch.get_rng_state()}
         if self.device.type == "cuda":
-            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
+            own["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        if not self.strategy.shares_optimizer:
+            own["optimizers"] = self.optimizers.state()
+        return own
 
     def save(self) -> Checkpointed:
-        if self.world.leads:
-            checkpoint.save(self.folder, self.progress.step, self.state())
+        """Copy the state; it is written while training goes on. One that is not written is missed, no more."""
+        self._finish_checkpoint()
+        self.checkpoints.save(self.progress.step, self.state(), own=self.own())
         self._saved = time.monotonic()
         return Checkpointed(self.progress.step, self.progress.epoch)
 
+    def _finish_checkpoint(self) -> None:
+        try:
+            self.checkpoints.wait()
+        except StorageError as error:
+            warn(f"{error}. The run goes on; if it is killed, it resumes at the checkpoint before")
+
     def restore(self) -> bool:
         """Take up the newest whole checkpoint; False where there is none."""
-        state = checkpoint.newest(self.folder)
-        if state is None:
+        found = self.checkpoints.newest()
+        if found is None:
             return False
+        weights = self.network.state_dict()
+        parts = [
+            optimizer_state(part.optimizer, "optimizers", "parts", i) for i, part in enumerate(self.optimizers.parts)
+        ]
+        state, own = found.load(into({"network": weights}), *parts, beside(weights, "average"), beside(weights, "best"))
         for name, value in state["progress"].items():
             setattr(self.progress, name, value)
         self.network.load_state_dict(state["network"])
-        self.optimizers.restore(state["optimizers"])
-        self.average = {k: v.to(self.device) for k, v in state["average"].items()} or None
+        self.optimizers.restore(state["optimizers"] or own["optimizers"])
+        self.strategy.restore(state["strategy"])
+        self.average = state["average"] or None
         self.best = state["best"]
-        torch.set_rng_state(state["random"])
-        if self.device.type == "cuda" and "random_cuda" in state:
-            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+        torch.set_rng_state(own["random"])
+        if self.device.type == "cuda" and "random_cuda" in own:
+            torch.cuda.set_rng_state(own["random_cuda"], self.device)
         return True
 
     # Parts of a step
