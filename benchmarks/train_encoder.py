@@ -1,12 +1,14 @@
 """How many texts a second a transformer encoder learns from, beside Hugging Face Trainer at equal settings.
 
-    python benchmarks/train_encoder.py [TRAIN.tsv] [--rows 2000] [--rounds 2] [--epochs 2] [--rate 5e-4]
+    python benchmarks/train_encoder.py [TRAIN.tsv] [--rows 2000] [--rounds 2] [--seeds 1] [--epochs 2] [--rate 5e-4]
 
 Both sides train an encoder of 4 layers of 256 with random weights on the same token ids, with the same batch size,
 epochs, learning rate, warm-up, weight decay, clipping and precision. Trainer: a `BertConfig`, the collator that pads to
 the longest text, and its own defaults, as a person would write it. Each side is a process of its own, and the sides
 take turns. Only training steps are timed: no start, preparation or evaluation. The last column counts processor time,
-which other work on the machine does not blur.
+which other work on the machine does not blur. With several seeds each round is run with each of them, and accuracies
+are told as means with their standard errors: one seed alone says little about networks of random weights. Needs the
+extra `benchmark`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import gzip
 import importlib
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -38,15 +41,16 @@ TRAINER, FASTSERVE = SIDES
 def main() -> None:
     options = arguments()
     if options.side:
-        print(json.dumps({"trainer": with_trainer, "fastserve": with_fastserve}[options.side](Path(options.train))))
+        side = {TRAINER: with_trainer, FASTSERVE: with_fastserve}[options.side]
+        print(json.dumps(side(Path(options.train), options.seed)))
         return
     with tempfile.TemporaryDirectory() as name:
         prepare(options, Path(name))
         found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-        for turn, side in itertools.product(range(options.rounds), SIDES):
-            result = measure(side, Path(name))
+        for turn, seed, side in itertools.product(range(options.rounds), range(options.seeds), SIDES):
+            result = measure(side, Path(name), seed)
             found[side].append(result)
-            print(f"round {turn + 1}: {side:10}" + show(result), flush=True)
+            print(f"round {turn + 1}, seed {seed}: {side:10}" + show(result), flush=True)
         summarize(found)
 
 
@@ -57,11 +61,13 @@ def arguments() -> argparse.Namespace:
         "--rows", type=int, default=2000, help=f"the first rows of the file; the next {VALIDATION_ROWS:,} validate"
     )
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=1, help="of the first weights, the order of rows and dropout")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=5e-4)
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -102,12 +108,13 @@ def find_kind() -> Any:
     return find("transformer")
 
 
-def read(folder: Path) -> tuple[Config, Any, Any]:
+def read(folder: Path, seed: int) -> tuple[Config, Any, Any]:
     """Configuration, prepared data and what a run is made of, the same for both sides."""
     from fastserve.training.prepare import load
     from fastserve.training.setup import Setup
 
     config = Config.model_validate_json((folder / "config.json").read_text("utf-8"))
+    config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
     prepared = load(folder / "data")
     return config, prepared, Setup(config, find_kind(), prepared)
 
@@ -115,12 +122,12 @@ def read(folder: Path) -> tuple[Config, Any, Any]:
 # ---- the sides
 
 
-def with_fastserve(folder: Path) -> dict[str, float]:
+def with_fastserve(folder: Path, seed: int) -> dict[str, float]:
     """The loop that `fastserve train` runs; what is between two steps counts, evaluations do not."""
     from fastserve.training.events import Evaluated, Stepped
     from fastserve.training.train import ready_machine
 
-    config, _, setup = read(folder)
+    config, _, setup = read(folder, seed)
     ready_machine(config.train)
     events = setup.run(folder / "checkpoints-of-nothing", folder / "scratch").events()
     seconds, processor, rows, accuracy = 0.0, 0.0, 0, 0.0
@@ -136,10 +143,10 @@ def with_fastserve(folder: Path) -> dict[str, float]:
             accuracy = event.metrics["accuracy"]
 
 
-def with_trainer(folder: Path) -> dict[str, float]:
+def with_trainer(folder: Path, seed: int) -> dict[str, float]:
     """What a person writes who trains a small BERT from random weights."""
     transformers: Any = importlib.import_module("transformers")
-    config, prepared, setup = read(folder)
+    config, prepared, setup = read(folder, seed)
     transformers.set_seed(config.train.seed)
     tokenizer_file = str(folder / "data/tokenizer.json")
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=tokenizer_file, pad_token="[PAD]")
@@ -228,9 +235,9 @@ def result(rows: int, seconds: float, processor: float, accuracy: float) -> dict
     return {"rate": rows / seconds, "rate_of_processor": rows / processor, "accuracy": accuracy}
 
 
-def measure(side: str, folder: Path) -> dict[str, float]:
+def measure(side: str, folder: Path, seed: int) -> dict[str, float]:
     """Run a side in a process of its own, with threads that sleep while they wait."""
-    command = [sys.executable, __file__, str(folder), "--side", side]
+    command = [sys.executable, __file__, str(folder), "--side", side, "--seed", str(seed)]
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -247,10 +254,14 @@ def show(result: Mapping[str, float]) -> str:
 
 
 def summarize(found: Mapping[str, list[dict[str, float]]]) -> None:
-    """Medians, and the median of the rounds' ratios."""
+    """Medians, the mean accuracies with their standard errors, and the median of the rounds' ratios."""
     print()
     for side, results in found.items():
         print(f"{side:19}" + show({key: statistics.median(r[key] for r in results) for key in results[0]}))
+    for side, results in found.items():
+        accuracies = [one["accuracy"] for one in results]
+        error = statistics.stdev(accuracies) / math.sqrt(len(accuracies)) if len(accuracies) > 1 else math.nan
+        print(f"{side:19} mean accuracy {statistics.mean(accuracies):.4f}, standard error {error:.4f}")
     for key, title in (("rate", "times faster"), ("rate_of_processor", "of a core")):
         ratios = [ours[key] / theirs[key] for theirs, ours in zip(found[TRAINER], found[FASTSERVE], strict=True)]
         print(f"{title:19}{statistics.median(ratios):8.2f} (rounds: {', '.join(f'{r:.2f}' for r in ratios)})")

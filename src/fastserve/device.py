@@ -72,6 +72,11 @@ def processor_flags() -> frozenset[str]:
     return frozenset()
 
 
+def has_gpu() -> bool:
+    """Whether `pick_device` finds a GPU. torch, which takes a second, is only asked where the system has a driver."""
+    return Path("/dev/nvidiactl").exists() and pick_device().type != "cpu"
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` is the first GPU where there is one, else the processor; any name that torch knows is taken."""
     import torch

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fastserve.bundle.bundle import Bundle
 from fastserve.bundle.format import ParityRow, RuntimeFile
 from fastserve.bundle.predictor import Predictor
-from fastserve.bundle.runtimes.base import choose_runtime
+from fastserve.bundle.runtimes.base import automatic, choose_runtime
 from fastserve.bundle.runtimes.padded import batches, padded_lengths
 from fastserve.bundle.runtimes.torch import TorchRuntime
 from fastserve.errors import BundleError, NotFoundError
@@ -122,10 +122,24 @@ def test_auto_is_torch_for_an_own_network(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("passed", "installed", "chosen"), [(True, True, "onnx"), (True, False, "torch"), (False, True, "torch")]
+    ("passed", "installed", "check", "has_gpu", "chosen"),
+    [
+        (True, True, {}, False, "onnx"),
+        (True, True, {"speed": 1.5}, False, "onnx"),
+        (True, True, {"speed": 0.9}, False, "torch"),
+        (True, True, {"speed": 1.5}, True, "torch"),
+        (True, False, {}, False, "torch"),
+        (False, True, {"speed": 1.5}, False, "torch"),
+    ],
 )
-def test_auto_takes_another_form_only_when_it_is_as_good_and_can_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passed: bool, installed: bool, chosen: str
+def test_auto_takes_another_form_only_when_it_is_as_good_and_faster_and_can_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    passed: bool,
+    installed: bool,
+    check: dict[str, float],
+    has_gpu: bool,
+    chosen: str,
 ) -> None:
     class OnnxRuntime:
         name = "onnx"
@@ -140,10 +154,20 @@ def test_auto_takes_another_form_only_when_it_is_as_good_and_can_run(
     library.__spec__ = ModuleSpec("onnxruntime", None)
     monkeypatch.setitem(sys.modules, runtime.__name__, runtime)
     monkeypatch.setitem(sys.modules, "onnxruntime", library if installed else None)
-    form = RuntimeFile(file="model.onnx", passed=passed, check={"accuracy": 0.9})
+    form = RuntimeFile(file="model.onnx", passed=passed, check={"accuracy": 0.9, **check})
     bundle = save_tiny(tmp_path / "m", runtimes={"onnx": form}, extra_files={"model.onnx": b"x"})
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr("fastserve.device.has_gpu", lambda: has_gpu)
     assert choose_runtime(Bundle.load(bundle.folder), threads=2).name == chosen
+
+
+def test_auto_takes_the_fastest_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = {"onnx": 1.4, "openvino": 2.1}
+    forms = {name: RuntimeFile(file="model", passed=True, check={"speed": speed}) for name, speed in speeds.items()}
+    bundle = save_tiny(tmp_path / "m", runtimes=forms, extra_files={"model": b"x"})
+    monkeypatch.setattr("fastserve.bundle.runtimes.base._is_installed", lambda name: True)
+    monkeypatch.setattr("fastserve.device.has_gpu", lambda: False)
+    assert automatic(bundle) == "openvino"
 
 
 def test_an_unknown_runtime_is_refused(bundle: Bundle) -> None:

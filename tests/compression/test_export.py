@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve import files
-from fastserve.bundle.bundle import Bundle
+from fastserve.bundle.bundle import Bundle, amend_manifest
 from fastserve.bundle.predictor import Predictor
 from fastserve.bundle.runtimes.base import choose_runtime
 from fastserve.cli.main import run
 from fastserve.compression import ExportOptions, export
 from fastserve.errors import BundleError, ConfigError, MissingExtraError, UserError, WorkError
+from fastserve.evaluation.html import report_html
 from fastserve.registry import Registry
 
 for library in ("onnx", "onnxruntime", "onnxscript"):
@@ -141,8 +145,42 @@ def test_fp32_equals_torch_for_any_batch(every_network: Any, picked: list[str]) 
 
 def test_a_network_that_tables_serve_keeps_them(every_network: Any, tmp_path: Path) -> None:
     bundle = every_network["textcnn"][1].bundle
-    assert choose_runtime(bundle).name == "table"
+    assert choose_runtime(amended(bundle, 0.8)).name == "table"
+    assert choose_runtime(amended(bundle, 1.5)).name == "onnx"
     assert bundle.report() is None
+
+
+def amended(bundle: Bundle, speed: float) -> Bundle:
+    """As if its form had been measured to be so many times as fast."""
+    form = bundle.manifest.runtimes["onnx"]
+    form = form.model_copy(update={"check": {**form.check, "speed": speed}})
+    return Bundle(bundle.folder, bundle.manifest.model_copy(update={"runtimes": {"onnx": form}}))
+
+
+def test_what_passed_and_is_slower_is_kept_but_not_used(learned: Bundle, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(import_module("fastserve.compression.export"), "times_as_fast", lambda *_: 0.7)
+    made = export(learned, tmp_path / "m", ExportOptions(runtime="onnx"))
+    assert made.passed
+    assert (made.speed, made.serves) == (0.7, "torch")
+    assert choose_runtime(Bundle.load(made.bundle.folder)).name == "torch"
+    assert made.bundle.report() is None
+
+
+def test_the_page_keeps_the_curves_of_the_training(exported: Any, tmp_path: Path) -> None:
+    evaluated = exported("onnx", True)
+    history = [{"step": step, "loss": 1 / step} for step in range(1, 9)]
+    trained = tmp_path / "trained"
+    shutil.copytree(evaluated.folder, trained)
+    report = evaluated.report()
+    page = report_html(report, history=history, faults={"rows": 3})
+    (trained / "report.html").write_text(page, "utf-8")
+    amend_manifest(trained, evaluated.manifest, ("report.html",))
+    made = export(Bundle.load(trained), tmp_path / "m", ExportOptions(runtime="onnx"))
+    written = (made.bundle.folder / "report.html").read_text("utf-8")
+    for kind in ("training", "data"):
+        section = re.search(rf'<section id="{kind}">.*?</section>', page, re.DOTALL)
+        assert section is not None
+        assert written.count(section[0]) == 1
 
 
 def test_without_data_the_report_says_what_was_compared(exported: Any, learned: Bundle, tmp_path: Path) -> None:
@@ -223,7 +261,7 @@ def test_it_answers_without_torch(exported: Any, form: str, int8: bool) -> None:
     code = """
 import json, sys
 sys.modules["torch"] = None
-from fastserve.bundle.bundle import Bundle
+from fastserve.bundle.bundle import Bundle, amend_manifest
 from fastserve.bundle.predictor import Predictor
 predictor = Predictor(Bundle.load(sys.argv[1]), threads=1)
 print(json.dumps([predictor.runtime.name, predictor.scores(json.loads(sys.argv[2])).tolist()]))
@@ -276,8 +314,6 @@ def test_a_bundle_without_the_form_says_how_to_make_it(learned: Bundle, runtime:
 
 @pytest.mark.parametrize("runtime", ["onnx", "openvino"])
 def test_a_file_of_rubbish_is_named(exported: Any, tmp_path: Path, runtime: str) -> None:
-    import shutil
-
     folder = shutil.copytree(exported(runtime, False).folder, tmp_path / "m")
     file = exported(runtime, False).manifest.runtimes[runtime].file
     (folder / file).write_bytes(b"rubbish")

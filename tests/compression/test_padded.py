@@ -40,11 +40,15 @@ NETWORKS = {name: network.eval() for name, network in networks().items()}
 
 @pytest.mark.parametrize("name", list(NETWORKS))
 @settings(max_examples=25, deadline=None)
-@given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6), seed=st.integers(0, 99))
-def test_a_padded_form_computes_the_same(name: str, lengths: list[int], seed: int) -> None:
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=6),
+    longest=st.sampled_from([None, 9, 20]),
+    seed=st.integers(0, 99),
+)
+def test_a_padded_form_computes_the_same(name: str, lengths: list[int], longest: int | None, seed: int) -> None:
     generator = np.random.default_rng(seed)
     tokens = Ragged.from_rows([generator.integers(1, 40, length) for length in lengths])
-    form = padded_form(NETWORKS[name], name)
+    form = padded_form(NETWORKS[name], name, longest)
     with torch.no_grad():
         expected = NETWORKS[name]({"tokens": RaggedTensor.from_ragged(tokens)})
         found = form(*map(torch.from_numpy, pad(tokens)))

@@ -8,14 +8,17 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from torch import nn
+
 from fastserve.bundle.bundle import Bundle
 from fastserve.bundle.runtimes.torch import build_network
 from fastserve.compression import onnx_graph, openvino_model
 from fastserve.compression.options import ExportOptions
-from fastserve.compression.padded import longest_text, padded_form
+from fastserve.compression.padded import padded_form
 from fastserve.config import DataConfig
 from fastserve.data.dataset import open_dataset
 from fastserve.errors import UserError
+from fastserve.models.pretrained import PretrainedEncoder
 from fastserve.types import Ragged
 
 FILES = {"onnx": ("model.onnx",), "openvino": ("model.xml", "model.bin")}
@@ -44,17 +47,24 @@ def write_form(bundle: Bundle, folder: Path, options: ExportOptions) -> None:
     """
     name = bundle.manifest.network.name
     network = build_network(bundle)
-    form = padded_form(network, name)
+    longest = longest_text(bundle, network)
+    form = padded_form(network, name, longest)
     target = folder / FILES[options.runtime][0]
     with tempfile.TemporaryDirectory() as scratch:
         graph = Path(scratch) / "graph.onnx"
-        onnx_graph.write_graph(form, graph, longest=longest_text(network), name=name)
+        onnx_graph.write_graph(form, graph, longest=longest, name=name)
         if options.runtime == "openvino":
             openvino_model.write_model(graph, target, _calibration(bundle, options) if options.int8 else None)
         elif options.int8:
             onnx_graph.quantize_graph(graph, target)
         else:
             shutil.copyfile(graph, target)
+
+
+def longest_text(bundle: Bundle, network: nn.Module) -> int:
+    """Most tokens of a text: where the text pipeline cuts, or what the positions of `network` reach."""
+    cut = max(bundle.pipeline.max_length, onnx_graph.EXAMPLE_LENGTH)
+    return min(cut, network.longest) if isinstance(network, PretrainedEncoder) else cut
 
 
 def _calibration(bundle: Bundle, options: ExportOptions) -> Ragged:

@@ -17,6 +17,8 @@ from fastserve.errors import MissingExtraError, WorkError
 
 INPUTS = ("input_ids", "attention_mask")
 OUTPUT = "logits"
+EXAMPLE_LENGTH = 3
+"""Tokens of the texts that a network is followed with."""
 _MOST_BYTES = 2**31 - 1  # of a protocol buffer message
 
 
@@ -30,10 +32,10 @@ def check_installed() -> None:
         raise MissingExtraError("exporting a network", "compress") from error
 
 
-def write_graph(form: PaddedForm, path: Path, *, longest: int | None, name: str) -> None:
+def write_graph(form: PaddedForm, path: Path, *, longest: int, name: str) -> None:
     """Write `form` to `path`, weights inside.
 
-    longest: most tokens of a text, where the network limits them. WorkError where the exporter cannot follow the
+    longest: most tokens of a text, at least EXAMPLE_LENGTH. WorkError where the exporter cannot follow the
     network; `name` is for its message.
     """
     size = sum(tensor.nbytes for tensor in form.state_dict().values())
@@ -51,7 +53,7 @@ def write_graph(form: PaddedForm, path: Path, *, longest: int | None, name: str)
     _mark(path, "fp32")
 
 
-def _export(form: PaddedForm, longest: int | None) -> Any:
+def _export(form: PaddedForm, longest: int) -> Any:
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=1, max=longest)
     example = (torch.tensor([[2, 3, 1], [1, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]]))
     with _quiet(), torch.no_grad():

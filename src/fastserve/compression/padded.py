@@ -7,7 +7,7 @@ for all batches cannot. Each form here shares its network's weights and layers a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastserve.errors import ConfigError
-from fastserve.models.encoder import Layout, TransformerEncoder, sinusoids
+from fastserve.models.encoder import Block, TransformerEncoder, sinusoids
 from fastserve.models.mlp import Mlp
 from fastserve.models.own import OwnNetwork
 from fastserve.models.pretrained import PretrainedEncoder
@@ -23,16 +23,18 @@ from fastserve.models.ragged import RaggedTensor
 from fastserve.models.textcnn import TextCnn
 
 Logits = Callable[[Any, "PaddedTokens"], Tensor]
+_NEVER = -1e9
+"""Added to a score: far below any, and finite, so that no row of scores becomes numbers that are none."""
 
 
 class PaddedTokens:
     """Tokens side by side with the part of `RaggedTensor` that networks of padded batches read.
 
-    ids: int64 (B, T); is_token: bool (B, T), true up to each text's end.
+    ids: int64 (B, T); is_token: bool (B, T), true up to each text's end; longest: what T never exceeds, where known.
     """
 
-    def __init__(self, ids: Tensor, is_token: Tensor) -> None:
-        self.ids, self.is_token = ids, is_token
+    def __init__(self, ids: Tensor, is_token: Tensor, longest: int | None = None) -> None:
+        self.ids, self.is_token, self.longest = ids, is_token, longest
 
     def padded(self, fill: int = 0) -> tuple[Tensor, Tensor]:
         """`RaggedTensor.padded`; the mask is the caller's to write to."""
@@ -44,46 +46,34 @@ class PaddedTokens:
         return self.is_token.sum(1)
 
 
-class PaddedLayout:
-    """The part of `encoder.Layout` that a block reads where tokens already stand in the padded form (B, T, D)."""
-
-    def __init__(self, tokens: PaddedTokens) -> None:
-        self.texts, self.longest = tokens.ids.shape
-
-    def pad(self, tokens: Tensor) -> Tensor:
-        return tokens
-
-    def unpad(self, tokens: Tensor) -> Tensor:
-        return tokens
-
-
 class PaddedForm(nn.Module):
-    """A network behind (input_ids, attention_mask), both int64 (B, T), as Hugging Face encoders name them."""
+    """A network behind (input_ids, attention_mask), both int64 (B, T), as Hugging Face encoders name them.
 
-    def __init__(self, network: nn.Module, compute: Logits) -> None:
+    longest: most tokens that a text will have, so that what depends on places alone becomes a constant of the graph.
+    """
+
+    def __init__(self, network: nn.Module, compute: Logits, longest: int | None = None) -> None:
         super().__init__()
-        self.network, self.compute = network, compute
+        self.network, self.compute, self.longest = network, compute, longest
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits, float32 (B, outputs)."""
-        return self.compute(self.network, PaddedTokens(input_ids, attention_mask != 0))
+        return self.compute(self.network, PaddedTokens(input_ids, attention_mask != 0, self.longest))
 
 
-def padded_form(network: nn.Module, name: str) -> PaddedForm:
-    """The form of `network` that can be exported. `name` is for the message of ConfigError, where there is none."""
+def padded_form(network: nn.Module, name: str, longest: int | None = None) -> PaddedForm:
+    """The form of `network` that can be exported. `name` is for the message of ConfigError, where there is none.
+
+    longest: most tokens of a text; None promises nothing.
+    """
     for kind, compute in _FORMS.items():
         if isinstance(network, kind):
-            return PaddedForm(network.eval().requires_grad_(False), compute)
+            return PaddedForm(network.eval().requires_grad_(False), compute, longest)
     # not the LSTM: torch 2.13 writes its output with the number of places of the example, so that graphs do not load
     known = (
         "transformer, textcnn, mlp, Hugging Face folders, and your own modules of forward(ids) or forward(ids, mask)"
     )
     raise ConfigError(f"a '{name}' network cannot be exported to another runtime; these can: {known}")
-
-
-def longest_text(network: nn.Module) -> int | None:
-    """Most tokens that the positions of `network` reach, where that is limited."""
-    return network.longest if isinstance(network, PretrainedEncoder) else None
 
 
 def _through_padding(network: nn.Module, tokens: PaddedTokens) -> Tensor:
@@ -93,30 +83,48 @@ def _through_padding(network: nn.Module, tokens: PaddedTokens) -> Tensor:
 
 
 def _transformer(network: TransformerEncoder, tokens: PaddedTokens) -> Tensor:
+    """The encoder in as few and plain steps as a runtime can do well: between its products, a graph costs by the step.
+
+    An empty text attends evenly to its padding, whose vectors then do not count.
+    """
+    dim, heads = network.options.dim, network.options.heads
     if network.options.pooling == "cls":
         tokens = _with_first(tokens, network.first_token)
-    ids, is_token = tokens.padded()
-    hidden = functional.embedding(ids, network.embedding) * math.sqrt(network.options.dim)
-    hidden = hidden + sinusoids(ids.shape[1], network.options.dim, hidden)
-    is_token[:, 0] = True  # an empty text attends to one padding token instead of to nothing
-    layout = cast(Layout, PaddedLayout(tokens))
-    for block in network.blocks:
-        hidden = block(hidden, layout, is_token[:, None, None])
+    length = tokens.ids.shape[1]
+    hidden = functional.embedding(tokens.ids, network.embedding) * math.sqrt(dim)
+    hidden = hidden + sinusoids(tokens.longest or length, dim, hidden)[:length]
+    masked = torch.where(tokens.is_token, 0.0, _NEVER)[:, None, None]  # a choice, which int8 leaves as it is
+    for block in cast("Iterable[Block]", network.blocks):
+        hidden = hidden + _attention(block, block.attention_norm(hidden), masked, heads)
+        hidden = hidden + block.outer(block.inner(block.feedforward_norm(hidden)).relu())
     hidden = network.norm(hidden)
     pooled = hidden[:, 0] if network.options.pooling == "cls" else _mean(hidden, tokens)
     logits: Tensor = network.output(pooled)
     return logits
 
 
+def _attention(block: Block, hidden: Tensor, masked: Tensor, heads: int) -> Tensor:
+    """(B, T, D) to (B, T, D). masked: what is added to scores, 0 for a token and very low behind a text's end."""
+    texts, length, dim = hidden.shape
+    together = block.query_key_value(hidden).view(texts, length, 3 * heads, dim // heads).transpose(1, 2)
+    query, key, value = together.split(heads, 1)  # each (B, H, T, D / H)
+    scores = query @ key.transpose(2, 3) * (dim // heads) ** -0.5 + masked
+    attended = (scores.softmax(3) @ value).transpose(1, 2).reshape(texts, length, dim)
+    output: Tensor = block.attention_output(attended)
+    return output
+
+
 def _with_first(tokens: PaddedTokens, first: int) -> PaddedTokens:
     """The id `first` before each text."""
     ids = functional.pad(tokens.ids, (1, 0), value=first)
-    return PaddedTokens(ids, functional.pad(tokens.is_token, (1, 0), value=True))
+    longest = None if tokens.longest is None else tokens.longest + 1
+    return PaddedTokens(ids, functional.pad(tokens.is_token, (1, 0), value=True), longest)
 
 
 def _mean(vectors: Tensor, tokens: PaddedTokens) -> Tensor:
     """(B, T, D) to the mean over each text (B, D), zero for an empty one."""
-    return (vectors * tokens.is_token[..., None]).sum(1) / tokens.lengths.clamp_min(1)[:, None]
+    counted = tokens.is_token.to(vectors.dtype)
+    return (counted[:, None] @ vectors)[:, 0] / counted.sum(1, keepdim=True).clamp_min(1)
 
 
 def _textcnn(network: TextCnn, tokens: PaddedTokens) -> Tensor:

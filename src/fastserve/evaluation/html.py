@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MOST_POINTS = 200
+_ORIGIN = re.compile(r'<section id="(?:training|data)">.*?</section>', re.DOTALL)
 
 
 def report_html(
@@ -27,11 +29,13 @@ def report_html(
     history: Sequence[Mapping[str, Any]] | None = None,
     faults: Mapping[str, Any] | None = None,
     lineage: Mapping[str, Any] | None = None,
+    earlier: str | None = None,
 ) -> str:
     """The page for a report of `evaluate_classification`.
 
     history: a run's events as JSON, of which those with `loss`, `learning_rate` or `metrics` (and `step`) are drawn;
     faults: what was found wrong in the data; lineage: how the model was made. Both are shown as they are.
+    earlier: the page of the model that this one was made from, for what it says about training and data.
     """
     details = report.details
     return (
@@ -48,6 +52,7 @@ def report_html(
             histogram=_histogram(details["score_histogram"]),
             curves=_threshold_charts(details["threshold_curve"], details["labels"][-1]),
             weak={(column, entry["value"]) for column, entry in summary.weakest_slices(report, most=1000)},
+            kept=Markup("\n").join(map(Markup, _ORIGIN.findall(earlier or ""))),
             training=_training(history or []),
             faults=faults,
             lineage=lineage,

@@ -6,11 +6,15 @@ import importlib.util
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, cast
 
+from fastserve import device
 from fastserve.bundle.bundle import Bundle
+from fastserve.bundle.format import RuntimeFile
 from fastserve.errors import BundleError
 from fastserve.plugins import RUNTIMES
 from fastserve.types import Encoded, FloatArray
 
+SPEED = "speed"
+"""Among the figures of a form's check: how many times as fast as the usual runtime it was."""
 _LIBRARIES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
@@ -32,23 +36,40 @@ class Runtime(Protocol):
 def choose_runtime(bundle: Bundle, name: str = "auto", *, threads: int | None = None) -> Runtime:
     """The runtime called `name`, loaded. NotFoundError lists the names that exist.
 
-    auto: `table` where it can run the network; else the first other form in the bundle that passed its accuracy check
-    and whose library is installed; else torch.
+    auto: the fastest that is known to answer as well as the weights do, see `automatic`.
     """
     chosen = automatic(bundle) if name == "auto" else name
     return cast(Runtime, RUNTIMES.load(chosen).load(bundle, threads=threads))
 
 
 def automatic(bundle: Bundle) -> str:
-    """The name of the runtime that `auto` means for `bundle` on this machine."""
+    """The name of the runtime that `auto` means for `bundle` on this machine.
+
+    Of the forms in the bundle that passed their accuracy check, whose library is installed, and that were faster than
+    the usual runtime when they were made, the fastest; else the usual one. A GPU is only used by torch and is taken as
+    faster than any form for the processor.
+    """
+    default = usual(bundle)
+    speeds = {
+        name: speed
+        for name, form in bundle.manifest.runtimes.items()
+        if form.passed and _is_installed(name) and (speed := _speed(form, default)) > 1
+    }
+    if not speeds or (default == "torch" and device.has_gpu()):
+        return default
+    return max(speeds, key=lambda name: speeds[name])
+
+
+def usual(bundle: Bundle) -> str:
+    """What answers without any other form: `table` where it can run the network, else torch."""
     network = bundle.manifest.network
     table: Any = RUNTIMES.load("table")
-    if table.supports(network.name, network.options):
-        return "table"
-    for name, form in bundle.manifest.runtimes.items():
-        if form.passed and _is_installed(name):
-            return name
-    return "torch"
+    return "table" if table.supports(network.name, network.options) else "torch"
+
+
+def _speed(form: RuntimeFile, default: str) -> float:
+    """How many times as fast as the usual runtime; where it was not measured, tables are faster and torch is slower."""
+    return form.check.get(SPEED, 0.0 if default == "table" else 1.1)
 
 
 def file_of(bundle: Bundle, runtime: str) -> Path:
