@@ -61,9 +61,9 @@ def _check_nodes(
     place = settings.distributed.rendezvous
     if place is None:
         raise UserError("where do the nodes meet? Add --rendezvous HOST:PORT, HOST being one of them")
+    endpoint = Endpoint.parse(place.partition(",")[0])
     if settings.distributed.nodes_range[1] < 2:
         raise UserError("how many nodes shall meet? Add --nodes N, two or more")
-    endpoint = Endpoint.parse(place.partition(",")[0])
     compared = settings if words else None
     outcome = preflight.check(preflight.Request(endpoint, settings.distributed.nodes_range, compared, timeout))
     show(outcome.to_json(), outcome.describe(), as_json=as_json)

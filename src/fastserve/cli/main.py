@@ -28,6 +28,7 @@ COMMANDS = {
     "models": "fastserve.cli.models:models",
     "data": "fastserve.cli.data:data",
     "doctor": "fastserve.cli.doctor:doctor",
+    "plan": "fastserve.cli.plan:plan",
     "worker": "fastserve.cli.worker:worker",
 }
 """Command to module:function; a command is imported when it is asked for, so that `--help` and `serve` start fast."""
@@ -75,8 +76,8 @@ def run(arguments: Sequence[str]) -> int:
     device.let_threads_sleep()
     try:
         with disk_errors("the command"):
-            group.main(list(arguments), prog_name="fastserve", standalone_mode=False)
-        return 0
+            code = group.main(list(arguments), prog_name="fastserve", standalone_mode=False)
+        return code if isinstance(code, int) else 0  # a command that raises Exit has its code returned here
     except FastServeError as error:
         return _failed(str(error), error.exit_code, arguments)
     except click.exceptions.Exit as request:
