@@ -15,6 +15,7 @@ import numpy.typing as npt
 from fastserve.data.blocks import Block
 from fastserve.data.dataset import Dataset
 from fastserve.data.keys import same_forms, text_keys
+from fastserve.device import give_back_freed_memory
 from fastserve.errors import DataError
 from fastserve.types import LongArray
 
@@ -65,6 +66,7 @@ def index_rows(dataset: Dataset) -> Index:
         for column, part in zip(parts, _index_block(block, kinds), strict=True):
             column.append(part)
     keys, numbers, rows = map(_joined, parts)
+    give_back_freed_memory()
     return Index(keys, numbers, rows, list(kinds))
 
 
