@@ -17,6 +17,7 @@ from fastserve.types import Prediction, Report
 
 if TYPE_CHECKING:
     from fastserve.evaluation import Comparison
+    from fastserve.training.plan import Plan
 
 
 class Model:
@@ -125,6 +126,14 @@ def train(config: Config | str | Path | None = None, **settings: Any) -> Model:
     if job.name is not None:
         model.publish(job.name)
     return model
+
+
+def plan(config: Config, **options: Any) -> Plan:
+    """What training steps of `config` would cost on many workers. Options: those of `fastserve plan`."""
+    device.let_threads_sleep()
+    from fastserve.training.plan import plan as run
+
+    return run(config, **options)
 
 
 def load(reference: str | Path, *, runtime: str = "auto") -> Model:

@@ -1,0 +1,190 @@
+"""What a step costs on many workers: arithmetic on a few measured figures, without torch.
+
+A worker's time is a + b * rows, as measured on one worker; workers that share cores share their speed. Exchanges follow
+the usual model of collectives (Thakur, Rabenseifner, Gropp 2005): messages * latency + bytes on the wire / bandwidth.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from fastserve.errors import ConfigError
+
+UNITS = {"bit": 1 / 8, "bits": 1 / 8, "bps": 1 / 8, "b": 1.0}
+PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+PROCESS_BYTES = 300 << 20
+"""A worker with torch and no model."""
+BACKWARD = 2 / 3
+"""Of a step's computation, the part in which gradients can travel meanwhile."""
+BUCKET_BYTES = 25 << 20
+"""The last gradients of a step, which no computation hides (torch's DDP)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Between two workers, one way. bandwidth: bytes a second; latency: seconds."""
+
+    bandwidth: float
+    latency: float
+
+    @classmethod
+    def parse(cls, bandwidth: str, latency: str = "50us") -> Link:
+        """`100Gbit` and `20ms`; ConfigError says what is expected."""
+        return cls(_quantity(bandwidth, UNITS, "a bandwidth such as 100Gbit or 12GB"), _seconds(latency))
+
+
+def _quantity(text: str, units: dict[str, float], expected: str) -> float:
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)([a-z]+)(?:/s)?\s*", text.lower())
+    if not found or found[3] not in units or float(found[1]) <= 0:
+        raise ConfigError(f"'{text}' is not {expected}")
+    return float(found[1]) * PREFIXES[found[2]] * units[found[3]]
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"\s*([0-9.]+)\s*(us|ms|s)\s*", text.lower())
+    if not found:
+        raise ConfigError(f"'{text}' is not a time such as 50us or 20ms")
+    return float(found[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[found[2]]
+
+
+def bytes_of(text: str) -> int:
+    """`80GB` to bytes."""
+    return int(_quantity(text, {"b": 1.0}, "a size such as 80GB"))
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A training step, as one worker with one thread measured it.
+
+    rows: of a step on all workers. fixed, per_row: seconds. dense: bytes of the gradients that travel whole.
+    table_row: bytes of row-sparse gradients that travel for each text. dense_state, table_state: bytes of weights,
+    gradients, optimizer and copies, of parameters that can be sharded and of tables. largest: bytes of the weights that
+    are whole at a time. activations: bytes a row.
+    """
+
+    rows: int
+    fixed: float
+    per_row: float
+    dense: int
+    table_row: float
+    dense_state: int
+    table_state: int
+    largest: int
+    activations: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where it would run. per_node: workers on a machine; cores: what they share there; speed: of a worker alone,
+    compared with the one that was measured. inside: the link between workers of one machine."""
+
+    workers: int
+    per_node: int
+    cores: int
+    link: Link
+    inside: Link
+    speed: float = 1.0
+
+    @property
+    def slowdown(self) -> float:
+        """By how much workers that share cores are slower."""
+        return max(1.0, min(self.per_node, self.workers) / self.cores) / self.speed
+
+    @property
+    def slowest(self) -> Link:
+        """What an exchange of all workers waits for."""
+        return self.inside if self.workers <= self.per_node else self.link
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One strategy on one cluster. Times in seconds a step; sent: bytes a worker sends in a step, on average."""
+
+    strategy: str
+    workers: int
+    compute: float
+    exchange: float
+    hidden: float
+    sent: float
+    memory: float
+    rows: int
+
+    @property
+    def step(self) -> float:
+        return self.compute + self.exchange - self.hidden
+
+    @property
+    def share(self) -> float:
+        """Of a step, the part in which a worker waits for others."""
+        return (self.exchange - self.hidden) / self.step
+
+    @property
+    def throughput(self) -> float:
+        """Texts a second."""
+        return self.rows / self.step
+
+
+def estimate(work: Work, cluster: Cluster, strategy: str, *, inner_steps: int = 100) -> Estimate:
+    """Time, traffic and memory of `strategy`: ddp, fsdp or diloco."""
+    workers = cluster.workers
+    compute = (work.fixed + work.per_row * work.rows / workers) * cluster.slowdown
+    exchange = hidden = sent = 0.0
+    if workers > 1 and strategy == "diloco":
+        whole = work.dense + _table_weights(work)
+        exchange, sent = all_reduce(whole, cluster)
+        exchange, sent = exchange / inner_steps, sent / inner_steps
+    elif workers > 1:
+        once, sent = all_reduce(work.dense, cluster)
+        if strategy == "fsdp":
+            once, sent = once * 1.5, sent * 1.5  # gathers of weights in both passes, and a reduce-scatter
+        rows, sent_rows = all_gather(work.table_row * work.rows, cluster)
+        early = max(0.0, 1 - BUCKET_BYTES / work.dense) if work.dense else 0.0
+        hidden = min(once * early, compute * BACKWARD)
+        exchange, sent = once + rows, sent + sent_rows
+    return Estimate(strategy, workers, compute, exchange, hidden, sent, _memory(work, workers, strategy), work.rows)
+
+
+def _table_weights(work: Work) -> float:
+    return work.table_state / 4
+
+
+def all_reduce(size: float, cluster: Cluster) -> tuple[float, float]:
+    """Seconds, and bytes that each worker sends: twice its part of what is summed."""
+    sent = 2 * (cluster.workers - 1) / cluster.workers * size
+    return _messages(cluster, 2) + sent / cluster.slowest.bandwidth, sent
+
+
+def all_gather(size: float, cluster: Cluster) -> tuple[float, float]:
+    """Seconds and bytes sent, where all workers together have `size` bytes that each wants; sizes are told first."""
+    if not size:
+        return 0.0, 0.0
+    sent = (cluster.workers - 1) / cluster.workers * size
+    return _messages(cluster, 4) + sent / cluster.slowest.bandwidth, sent
+
+
+def _messages(cluster: Cluster, rounds: int) -> float:
+    """Around a ring while that is short, else along a tree."""
+    return rounds * min(cluster.workers - 1, 2 * math.ceil(math.log2(cluster.workers))) * cluster.slowest.latency
+
+
+def _memory(work: Work, workers: int, strategy: str) -> float:
+    dense = work.dense_state / workers + work.largest if strategy == "fsdp" and workers > 1 else work.dense_state
+    outer = 2 * (work.dense + _table_weights(work)) if strategy == "diloco" and workers > 1 else 0.0
+    return PROCESS_BYTES + dense + work.table_state + outer + work.activations * work.rows / workers
+
+
+def recommend(estimates: list[Estimate], memory: float | None) -> tuple[Estimate | None, str]:
+    """The best of one number of workers, and why. memory: bytes of a worker, where they are known."""
+    fitting = [each for each in estimates if memory is None or each.memory <= memory]
+    if not fitting:
+        return None, "no strategy fits the memory of a worker: take more workers with fsdp, or a smaller batch"
+    exact = [each for each in fitting if each.strategy != "diloco"]
+    best = min(exact or fitting, key=lambda each: each.step)
+    apart = next((each for each in fitting if each.strategy == "diloco"), None)
+    if apart is not None and best.share > 0.5 and apart.step < best.step / 2:
+        return apart, "the link is slow: in ddp and fsdp workers wait for most of a step"
+    if best.strategy == "fsdp" and all(each.strategy != "ddp" for each in fitting):
+        return best, "the whole model does not fit a worker"
+    return best, "the fastest that gives the result of one worker"

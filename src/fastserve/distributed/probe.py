@@ -1,0 +1,81 @@
+"""What an exchange between two processes of this machine costs: measured, since no data sheet says it.
+
+`python -m fastserve.distributed.probe RANK PORT` is one of the two.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from datetime import timedelta
+
+from fastserve.distributed.cost import Link
+from fastserve.errors import TrainingError
+
+SMALL, LARGE = 1, 4 << 20
+"""Numbers (4 bytes each) in the exchanges whose time is latency, and bandwidth."""
+TIMES = 15
+SECONDS = 60
+
+
+def measure_inside() -> Link:
+    """The link between two workers of this machine. TrainingError where they do not reach each other."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-m", "fastserve.distributed.probe", str(rank), str(port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        (out, said), _ = (process.communicate(timeout=SECONDS) for process in pair)
+    except subprocess.TimeoutExpired:
+        raise TrainingError(f"two workers of this machine did not meet within {SECONDS} s") from None
+    finally:
+        for process in pair:
+            process.kill()
+            process.wait()
+    if pair[0].returncode:
+        raise TrainingError(f"two workers of this machine cannot exchange: {said.strip().splitlines()[-1:]}")
+    found = json.loads(out)
+    return Link(found["bandwidth"], found["latency"])
+
+
+def main(rank: int, port: int) -> None:
+    """Exchange with the other one; the first prints what it found. An all-reduce of two is two messages each way."""
+    import torch
+    import torch.distributed as dist
+    from torch._C._distributed_c10d import TCPStore
+
+    torch.set_num_threads(1)
+    store = TCPStore("127.0.0.1", port, 2, rank == 0, timeout=timedelta(seconds=SECONDS))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=SECONDS))
+    small, large = (_median_seconds(torch.ones(size)) for size in (SMALL, LARGE))
+    if rank == 0:
+        print(json.dumps({"latency": small / 2, "bandwidth": 4 * LARGE / max(large - small, 1e-9)}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _median_seconds(tensor: object) -> float:
+    import torch.distributed as dist
+
+    times = []
+    for _ in range(TIMES):
+        start = time.perf_counter()
+        dist.all_reduce(tensor)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,105 @@
+"""The figures that a cost model needs of a run, measured by a few of its steps on one worker with one thread."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastserve.distributed.cost import Work
+from fastserve.training.loop import TrainingRun
+from fastserve.training.optimizers import use_sparse_gradients
+from fastserve.types import LongArray
+
+TIMES = 7
+"""Steps of each size: the median counts."""
+PARTS = (1, 2, 4)
+"""Steps are measured whole, and as each of so many workers would make them."""
+
+
+def measure(run: TrainingRun) -> Work:
+    """Measure `run`, which is used up by it: its weights have then made steps of no use."""
+    torch.set_num_threads(1)
+    batch = run.settings.recipe.batch
+    plan = [rows for epoch in range(2) for rows in run.plan.epoch(epoch) if len(rows) == batch] or run.plan.epoch(0)
+    points = [(max(1, batch // part), _seconds(run, plan, part)) for part in PARTS]
+    per_row, fixed = np.polyfit([rows for rows, _ in points], [seconds for _, seconds in points], 1)
+    tables = use_sparse_gradients(run.network)
+    named = dict(run.network.named_parameters())
+    dense = [p for name, p in named.items() if name not in tables and p.requires_grad]
+    copies = 2 if run.average is None else 3  # the best weights, their average
+    return Work(
+        rows=batch,
+        fixed=max(float(fixed), 0.0),
+        per_row=max(float(per_row), 1e-9),
+        dense=_bytes(dense),
+        table_row=_travelling(run, plan[0], [named[name] for name in tables]) / batch,
+        dense_state=_bytes(dense) * (copies + 1) + _optimizer_bytes(run, dense),
+        table_state=_bytes(named[name] for name in tables) * 4,
+        largest=max((_bytes(block.parameters()) for block in _blocks(run.network)), default=0),
+        activations=_activations(run, plan[0]) / batch,
+    )
+
+
+def _seconds(run: TrainingRun, plan: list[LongArray], part: int) -> float:
+    times = []
+    for number in range(TIMES + 1):
+        rows = plan[number % len(plan)][::part]
+        start = time.perf_counter()
+        run.step(run.train.batch(rows))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def _bytes(parameters: Iterator[nn.Parameter] | list[nn.Parameter]) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def _optimizer_bytes(run: TrainingRun, dense: list[nn.Parameter]) -> int:
+    """Of the state that optimizers keep of dense parameters."""
+    states: list[Any] = [part.optimizer.state for part in run.optimizers.parts]
+    kept = [state[p] for state in states for p in dense if p in state]
+    return sum(v.numel() * v.element_size() for state in kept for v in state.values() if isinstance(v, Tensor))
+
+
+def _travelling(run: TrainingRun, rows: LongArray, tables: list[nn.Parameter]) -> float:
+    """Bytes of the row-sparse gradients of a step: row numbers and values."""
+    _gradients(run, rows)
+    sparse = [table.grad for table in tables if table.grad is not None and table.grad.is_sparse]
+    size = sum(g._indices().numel() * 8 + g._values().numel() * g._values().element_size() for g in sparse)
+    for parameter in run.network.parameters():
+        parameter.grad = None
+    return float(size)
+
+
+def _gradients(run: TrainingRun, rows: LongArray) -> None:
+    inputs, targets = run._to_device(run.train.batch(rows))
+    run.objective(inputs, targets, len(rows)).backward()
+
+
+def _activations(run: TrainingRun, rows: LongArray) -> float:
+    """Bytes that the forward pass keeps for the backward pass."""
+    sizes: dict[int, int] = {}
+
+    def see(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter) and not tensor.is_sparse:
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        _gradients(run, rows)
+    for parameter in run.network.parameters():
+        parameter.grad = None
+    return float(sum(sizes.values()))
+
+
+def _blocks(network: nn.Module) -> list[nn.Module]:
+    """What FSDP gathers at a time: the elements of module lists, or else the whole."""
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    return [block for each in lists for block in each] or [network]

@@ -1,0 +1,101 @@
+"""What a configuration would cost on many workers: measured here on one, and extrapolated."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fastserve import device
+from fastserve.config import Config
+from fastserve.distributed.cost import Cluster, Estimate, Link, Work, bytes_of, estimate, recommend
+from fastserve.distributed.probe import measure_inside
+from fastserve.models import find
+from fastserve.training.calibrate import measure
+from fastserve.training.prepare import prepare
+from fastserve.training.setup import Setup
+
+STRATEGIES = ("ddp", "fsdp", "diloco")
+HEADINGS = "workers  strategy        step    texts/s  waiting  sent a step    memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Estimates for each number of workers, one for each strategy. memory: bytes of a worker, where they are known."""
+
+    network: str
+    work: Work
+    inside: Link
+    estimates: dict[int, list[Estimate]]
+    memory: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "network": self.network,
+            "work": asdict(self.work),
+            "link_inside": asdict(self.inside),
+            "plans": [self._json_of(workers, found) for workers, found in self.estimates.items()],
+        }
+
+    def _json_of(self, workers: int, found: list[Estimate]) -> dict[str, Any]:
+        best, why = recommend(found, self.memory)
+        each = [{**asdict(e), "step": e.step, "share": e.share, "throughput": e.throughput} for e in found]
+        return {"workers": workers, "recommended": best.strategy if best else None, "why": why, "strategies": each}
+
+    def text(self) -> str:
+        """For a person: a line for each number of workers and strategy."""
+        work = self.work
+        lines = [
+            f"{self.network}: {work.rows} texts a step, {1e3 * (work.fixed + work.per_row * work.rows):,.1f} ms on one "
+            f"core; {work.dense / 1e6:,.1f} MB of gradients and {work.table_row / 1e3:,.1f} KB for each text travel",
+            f"between processes here: {self.inside.bandwidth / 1e9:.2f} GB/s, {self.inside.latency * 1e6:.0f} us",
+            "",
+            HEADINGS,
+        ]
+        for workers, found in self.estimates.items():
+            best, why = recommend(found, self.memory)
+            for each in found:
+                mark = f"  <- {why}" if each is best else ""
+                lines.append(
+                    f"{workers:>7}  {each.strategy:8}  {1e3 * each.step:>7,.1f} ms  {each.throughput:>9,.0f}  "
+                    f"{each.share:>7.0%}  {each.sent / 1e6:>8,.2f} MB  {each.memory / 1e9:>5,.2f} GB{mark}"
+                )
+            lines += [why] if best is None else []
+        return "\n".join(lines)
+
+
+def plan(
+    config: Config,
+    *,
+    numbers: Sequence[int],
+    link: str | None,
+    latency: str,
+    per_node: int | None,
+    cores: int | None,
+    speed: float,
+    memory: str | None,
+) -> Plan:
+    """Prepare the data, measure a few steps, and estimate each strategy for each number of workers."""
+    outside = None if link is None else Link.parse(link, latency)
+    room = None if memory is None else float(bytes_of(memory))
+    work, network = _measured(config)
+    inside = measure_inside()
+    shared = cores or device.cores()
+    inner = int(config.distributed.options.get("inner_steps", 100))
+    estimates = {}
+    for workers in numbers:
+        here = per_node or (max(shared, 1) if outside is not None else workers)
+        cluster = Cluster(workers, min(here, workers), shared, outside or inside, inside, speed)
+        estimates[workers] = [estimate(work, cluster, each, inner_steps=inner) for each in STRATEGIES]
+    return Plan(network, work, inside, estimates, room)
+
+
+def _measured(config: Config) -> tuple[Work, str]:
+    with tempfile.TemporaryDirectory(prefix="fastserve-plan-") as folder:
+        prepared = prepare(config, Path(folder) / "data")
+        run = Setup(config, find(prepared.network), prepared).run(
+            Path(folder) / "checkpoints", Path(folder) / "scratch"
+        )
+        return measure(run), prepared.network

@@ -1,0 +1,94 @@
+"""The cost model: what must hold whatever the figures, and the words in which they are given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastserve.distributed.cost import Cluster, Link, Work, all_reduce, bytes_of, estimate, recommend
+from fastserve.errors import ConfigError
+
+WORK = Work(
+    rows=512, fixed=0.01, per_row=0.001, dense=400_000_000, table_row=100.0, dense_state=2_000_000_000,
+    table_state=4_000_000, largest=50_000_000, activations=1e6,
+)  # fmt: skip
+FAST, SLOW = Link.parse("100Gbit", "5us"), Link.parse("50Mbit", "20ms")
+
+
+def cluster(workers: int, link: Link = FAST) -> Cluster:
+    return Cluster(workers, 1, 1, link, FAST)
+
+
+@pytest.mark.parametrize(
+    ("said", "bytes_a_second"),
+    [("100Gbit", 12.5e9), ("50 Mbit/s", 6.25e6), ("12GB", 12e9), ("1.6 Gbps", 2e8), ("800kbit", 1e5)],
+)
+def test_bandwidths_are_read_as_they_are_written(said: str, bytes_a_second: float) -> None:
+    assert Link.parse(said).bandwidth == pytest.approx(bytes_a_second)
+
+
+@pytest.mark.parametrize("said", ["fast", "-3ms", "20", "0Gbit", ""])
+def test_what_is_no_quantity_is_refused(said: str) -> None:
+    with pytest.raises(ConfigError):
+        Link.parse(said)
+    with pytest.raises(ConfigError):
+        Link.parse("1Gbit", said)
+
+
+def test_sizes() -> None:
+    assert bytes_of("80GB") == 80_000_000_000
+    with pytest.raises(ConfigError, match="80GB"):
+        bytes_of("80")
+
+
+def test_two_workers_send_the_whole_once() -> None:
+    seconds, sent = all_reduce(1e9, cluster(2))
+    assert sent == 1e9
+    assert seconds == pytest.approx(2 * FAST.latency + 1e9 / FAST.bandwidth)
+
+
+def test_one_worker_waits_for_nobody() -> None:
+    for strategy in ("ddp", "fsdp", "diloco"):
+        found = estimate(WORK, cluster(1), strategy)
+        assert (found.exchange, found.sent) == (0, 0)
+        assert found.step == pytest.approx(0.01 + 0.512)
+
+
+def test_workers_beyond_the_cores_are_slower() -> None:
+    one = estimate(WORK, Cluster(2, 2, 2, FAST, FAST), "ddp").compute
+    four = estimate(WORK, Cluster(4, 4, 2, FAST, FAST), "ddp").compute
+    assert four == pytest.approx(one + WORK.fixed)
+
+
+@given(st.integers(2, 4096), st.sampled_from([FAST, SLOW]))
+def test_figures_are_sane(workers: int, link: Link) -> None:
+    ddp, fsdp, diloco = (estimate(WORK, cluster(workers, link), each) for each in ("ddp", "fsdp", "diloco"))
+    for found in (ddp, fsdp, diloco):
+        assert 0 <= found.hidden <= found.exchange
+        assert 0 <= found.share < 1
+        assert found.step >= found.compute
+    assert diloco.sent < ddp.sent / 50
+    assert fsdp.memory < ddp.memory
+    assert ddp.sent < 2 * (WORK.dense + WORK.table_row * WORK.rows)
+
+
+def test_what_is_recommended() -> None:
+    def of(workers: int, link: Link, memory: float | None = None) -> str | None:
+        each = [estimate(WORK, cluster(workers, link), name) for name in ("ddp", "fsdp", "diloco")]
+        best, why = recommend(each, memory)
+        assert why
+        return best.strategy if best else None
+
+    assert of(8, FAST) == "ddp"
+    assert of(8, SLOW) == "diloco"
+    assert of(8, FAST, memory=1.5e9) == "fsdp"
+    assert of(8, FAST, memory=1e8) is None
+
+
+def test_hidden_exchanges_cost_nothing() -> None:
+    small = replace(WORK, dense=1_000_000)
+    assert estimate(small, cluster(2), "ddp").hidden == 0, "one bucket travels when everything is computed"
+    assert estimate(WORK, cluster(2), "ddp").hidden > 0
