@@ -98,7 +98,8 @@ class TrainingRun:
         world: World = ALONE,
         strategy: Strategy | None = None,
     ) -> None:
-        self.network = network.to(device)
+        empty = any(tensor.is_meta for tensor in network.parameters())  # then the strategy gives it its first values
+        self.network = network if empty else network.to(device)
         self.task = task
         self.world, self.strategy = world, strategy or Alone()
         self.objective = Objective(self.network, task)
@@ -127,7 +128,7 @@ class TrainingRun:
             while not self.progress.over:
                 yield from self._epoch()
         finally:
-            if self.world.alone:  # others may be gone, and then what is being written is never finished
+            if self.world.alone or self.progress.over:  # else others may be gone, and what is being written never ends
                 self._finish_checkpoint()
         self.network.load_state_dict(self.best)
         self.network.eval()
@@ -220,7 +221,8 @@ class TrainingRun:
         """
         self.objective.eval()
         found = []
-        with torch.inference_mode(), self._autocast():
+        without_gradients = torch.inference_mode() if self.world.alone else torch.no_grad()  # shards cannot do the first
+        with without_gradients, self._autocast():
             for rows, counts in self.world.turns(batches):
                 batch = data.batch(rows)
                 outputs = self.objective(self._to_device(batch)[0]).float().cpu().numpy()
@@ -231,8 +233,9 @@ class TrainingRun:
         return outputs[back], targets[back]
 
     def weights(self) -> dict[str, Tensor]:
-        """The network's state dict, whole and on the processor."""
-        return {name: self.strategy.whole(value).cpu() for name, value in self.network.state_dict().items()}
+        """The network's state dict, whole and on the processor of the leader; the others help and get nothing."""
+        whole = ((name, self.strategy.whole(value)) for name, value in self.network.state_dict().items())
+        return {name: value.cpu() for name, value in whole if self.world.leads}
 
     # State
 
@@ -286,6 +289,8 @@ class TrainingRun:
         self.strategy.restore(state["strategy"])
         self.average = state["average"] or None
         self.best = state["best"]
+        if self.world.rank >= found.workers:
+            return True  # what is there is another worker's own, and two of them must not drop the same words
         torch.set_rng_state(own["random"])
         if self.device.type == "cuda" and "random_cuda" in own:
             torch.cuda.set_rng_state(own["random_cuda"], self.device)
