@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastserve.models import RaggedTensor
@@ -47,6 +47,7 @@ def test_grouping_brings_equal_ids_together(ids: list[int]) -> None:
         assert positions == [position for position, found in enumerate(ids) if found == value]
 
 
+@settings(deadline=None)  # the first comparison of tensors imports much
 @given(rows=st.lists(st.lists(st.integers(0, 19), max_size=8), min_size=1, max_size=5), seed=st.integers(0, 99))
 def test_weighted_sums_and_their_gradients_equal_the_plain_form(rows: list[list[int]], seed: int) -> None:
     torch.manual_seed(seed)
@@ -68,3 +69,15 @@ def test_lookup_gives_back_the_gradient_of_touched_rows() -> None:
     lookup(table, torch.tensor([1, 4]), sparse=False).sum().backward()
     assert table.grad is not None
     assert table.grad.sum(1).tolist() == [0, 2, 0, 0, 2, 0]
+
+
+def test_gradients_for_each_id_add_up_where_they_are_accumulated() -> None:
+    ragged = RaggedTensor(torch.tensor([3, 1, 3]), torch.tensor([0, 2, 3]), torch.tensor([1.0, 2.0, 4.0]))
+    each, plain = (torch.zeros(5, 2, requires_grad=True) for _ in range(2))
+    for factor in (1.0, 10.0):
+        (weighted_sum(each, ragged, sparse=True, repeats=True) * factor).sum().backward()
+        (weighted_sum(plain, ragged, sparse=False) * factor).sum().backward()
+    assert each.grad is not None
+    assert plain.grad is not None
+    assert each.grad.is_sparse
+    torch.testing.assert_close(each.grad.to_dense(), plain.grad)
