@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastserve.cli.kubernetes import export_manifests
 from fastserve.cli.main import json_option, show
 from fastserve.errors import UserError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@click.option("--runtime", required=True, type=click.Choice(["onnx", "openvino"]), help="What shall run the network.")
+@click.option("--runtime", type=click.Choice(["onnx", "openvino"]), help="What shall run the network.")
 @click.option("--int8", is_flag=True, help="8-bit matrices: smaller, often faster; needs --data to be checked on.")
 @click.option("--data", help="Labelled texts that the model has not seen, to check the new form with.")
 @click.option("--name", help="Publish as the next version of this name instead of MODEL's own.")
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 @click.option("--text-column", help="Column of the texts; guessed by default.")
 @click.option("--label-column", help="Column of the labels; guessed by default.")
 @click.option("--separator", help="What parts several labels in one cell.")
+@click.option(
+    "--kubernetes", is_flag=True, help="Write manifests to --out that train and serve a CONFIG.yaml, or serve MODEL."
+)
+@click.option(
+    "--set", "words", multiple=True, metavar="KEY=VALUE", help="With --kubernetes: image=NAME, cpu=8, gpus=1..."
+)
 @json_option
 def export(
     model: str,
@@ -36,6 +43,8 @@ def export(
     text_column: str | None,
     label_column: str | None,
     separator: str | None,
+    kubernetes: bool,
+    words: tuple[str, ...],
     as_json: bool,
     **settings: Any,
 ) -> None:
@@ -46,6 +55,11 @@ def export(
     from fastserve import api, compression
     from fastserve.config import check
 
+    if kubernetes:
+        export_manifests(model, out, words, as_json=as_json)
+        return
+    if settings["runtime"] is None:
+        raise click.UsageError("what shall run the network? Add --runtime onnx or openvino; or --kubernetes")
     if name is not None and out is not None:
         raise UserError("--name publishes and --out writes a folder: give one of them")
     columns = {"text": text_column, "label": label_column, "separator": separator}
