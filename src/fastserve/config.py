@@ -185,6 +185,9 @@ class DistributedConfig(Section):
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         60.0, description="a worker that keeps the others waiting for longer is taken for lost"
     )
+    stall_seconds: Annotated[float, Field(gt=0)] = Field(
+        30.0, description="after so long without a move it is said which worker holds the others up, and where it is"
+    )
     restarts: Annotated[int, Field(ge=0)] = Field(
         10, description="how often lost workers are replaced before the run is given up"
     )

@@ -16,9 +16,10 @@ def worker(folder: Path) -> None:
     from fastserve.training.runs import RunFolder
     from fastserve.training.workers import run_worker
 
+    run = RunFolder(folder)
     if os.environ.get("RANK") != "0":
-        _speak_into(RunFolder(folder).workers / f"rank-{os.environ.get('RANK')}.log")
-    run_worker(folder)
+        _speak_into(run.workers / f"rank-{os.environ.get('RANK')}.log")
+    run_worker(run)
 
 
 def _speak_into(path: Path) -> None:

@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from torch.distributed import DistError
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous import registry as rendezvous_registry
+from torch.distributed.elastic.rendezvous.api import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousTimeoutError,
+)
 
 from fastserve import log
+from fastserve.distributed.failures import REPEATS, Failures
+from fastserve.distributed.meeting import NOWHERE, Meeting, Place
 from fastserve.distributed.network import Endpoint, interface_towards
+from fastserve.distributed.stall import Doctor
 from fastserve.errors import TrainingError
 
 LOOPBACK = "127.0.0.1"
 JOIN_SECONDS = 600
 """How long the least number of machines may take to come together."""
+LAST_CALL_SECONDS = 5
+"""How long more machines than the least number are waited for."""
+READ_SECONDS = 20
+"""How long the place where machines meet may take to answer before it is taken for lost."""
+KEEP_ALIVE_SECONDS = 2
+"""Machines tell each other so often that they live; one that has missed three is gone."""
+EXIT_SECONDS = 60
+"""How long a machine whose workers are done waits for the others to see the same."""
+PARENT = "FASTSERVE_PARENT"
+"""Environment variable of workers: the process that started them, without which they end."""
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""Those that torch's processes handle too."""
+STOPPED = "stopped. An unfinished training run goes on when the same command is run again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +57,10 @@ class Launch:
     """What to start.
 
     command: what a worker runs, without the environment of torchrun that it is given. workers: on this machine.
-    nodes: least and most machines. rendezvous: where they meet; None for one machine. run_id: the same on all machines.
-    hopeless: whether a failure will come again, so that lost workers are not replaced.
+    logs: folder for what is told of the workers, on storage that all machines share. nodes: least and most machines.
+    rendezvous: where they may meet; none for one machine. run_id: the same on all machines.
+    stall_seconds: without a move until it is said who holds the others up.
+    hopeless: whether a failure will come again, so that lost workers are not replaced. done: whether the run is.
     """
 
     command: Sequence[str]
@@ -40,72 +68,152 @@ class Launch:
     run_id: str
     logs: Path
     restarts: int
+    stall_seconds: float
+    hopeless: Callable[[], bool]
+    done: Callable[[], bool]
     nodes: tuple[int, int] = (1, 1)
-    rendezvous: Endpoint | None = None
-    hopeless: Callable[[], bool] = lambda: False
+    rendezvous: Sequence[Endpoint] = ()
 
 
 def launch(plan: Launch) -> None:
     """Run until every worker has ended well. TrainingError says which could not be replaced."""
     _log_to(plan.logs)
-    agent = Agent(plan, _specification(plan))
+    with _signals_end_it():
+        if not plan.rendezvous:
+            _run(plan, None)
+        else:
+            _run_on_machines(plan)
+
+
+def _run_on_machines(plan: Launch) -> None:
+    """Meet the other machines, and again elsewhere when the place where they met is lost."""
+    with Meeting(plan.logs, plan.rendezvous) as meeting:
+        while not (plan.done() or plan.hopeless()):
+            place = meeting.place(JOIN_SECONDS)
+            try:
+                _run(plan, place)
+            except PLACE_LOST as error:
+                meeting.reached = NOWHERE
+                if not (plan.done() or plan.hopeless()):
+                    why = str(error).partition("\n")[0] or type(error).__name__
+                    log.warn(f"the place where the machines meet, {place.endpoint}, is lost: {why}")
+            except RendezvousTimeoutError:
+                raise TrainingError(
+                    f"fewer than {plan.nodes[0]} machines came to {place.endpoint} within {JOIN_SECONDS} s: start the "
+                    "same command on each of them, with the same configuration, data and version of fastserve"
+                ) from None
+
+
+class MovedError(Exception):
+    """The machines meet elsewhere now."""
+
+
+PLACE_LOST = (MovedError, RendezvousClosedError, RendezvousConnectionError, DistError)
+"""DistError: what a store says when the machine that hosts it is gone."""
+
+
+def _run(plan: Launch, place: Place | None) -> None:
+    agent = Agent(plan, _specification(plan, place), place)
     try:
         result = agent.run()
-    finally:
-        agent.close()
-    if result.is_failed() and not plan.hopeless():
-        lost = "; ".join(_say_failure(rank, failure) for rank, failure in sorted(result.failures.items()))
-        raise TrainingError(
-            f"the run is given up after {plan.restarts} restarts: {lost}. What the workers said is in {plan.logs}; "
-            "run the same command again to go on from the last checkpoint"
-        )
+    except BaseException:
+        agent.leave()
+        raise
+    agent.close()
+    if result is not None and result.is_failed() and not plan.hopeless():
+        raise TrainingError(agent.say_given_up(result))
 
 
 class Agent(LocalElasticAgent):
-    """Watches the workers of this machine, says when it loses one, and does not restart what cannot succeed."""
+    """Watches the workers of this machine, says when it loses one or one holds the others up, and does not restart
+    what cannot succeed."""
 
-    def __init__(self, plan: Launch, specification: WorkerSpec) -> None:
-        super().__init__(specification, logs_specs=DefaultLogsSpecs(log_dir=str(plan.logs / "agent")))
-        self.plan = plan
+    def __init__(self, plan: Launch, specification: WorkerSpec, place: Place | None) -> None:
+        logs = DefaultLogsSpecs(log_dir=str(plan.logs / "agent"))
+        super().__init__(specification, logs_specs=logs, exit_barrier_timeout=EXIT_SECONDS)
+        self.plan, self.place = plan, place
+        self.failures = Failures(plan.logs / "failures")
+        self.doctor = Doctor(plan.logs, plan.stall_seconds)
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        self._check_place()
+        self.failures.begin()
+        pids: dict[int, Any] = super()._start_workers(worker_group)
+        workers = worker_group.workers
+        self.doctor.begin(workers[0].world_size, {workers[local].global_rank: pid for local, pid in pids.items()})
+        return pids
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        self._check_place()
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state in (WorkerState.FAILED, WorkerState.UNHEALTHY):
-            if self.plan.hopeless():
-                self._remaining_restarts = 0
-            elif self._remaining_restarts:
-                self._say_lost(result)
+            self._failed(result)
+        elif result.state == WorkerState.HEALTHY and (told := self.doctor.look()):
+            log.warn(told)
         return result
 
-    def _say_lost(self, result: RunResult) -> None:
-        first = min(result.failures.values(), key=lambda failure: failure.timestamp)
-        rank = next(rank for rank, failure in result.failures.items() if failure is first)
-        log.warn(
-            f"{_say_failure(rank, first)}; all workers start again from the last checkpoint "
-            f"({self._remaining_restarts} restarts left)"
-        )
+    def _failed(self, result: RunResult) -> None:
+        self.failures.remember(self.failures.cause())
+        if self.plan.hopeless() or self.failures.repeats:
+            self._remaining_restarts = 0
+        elif self._remaining_restarts:
+            log.warn(
+                f"{self._say_lost(result)}; all workers start again from the last checkpoint "
+                f"({self._remaining_restarts} restarts left)"
+            )
+
+    def _say_lost(self, result: RunResult) -> str:
+        """The cause where a worker told it, else the death of one; the connections that are lost with it last."""
+        cause = self.failures.last
+        killed = [each for each in result.failures.items() if each[1].exitcode < 0]
+        if cause is not None and not killed:
+            return f"{cause}; its traceback is in {cause.traceback}"
+        return _say_failure(*min(killed or result.failures.items()))
+
+    def say_given_up(self, result: RunResult) -> str:
+        again = "run the same command again to go on from the last checkpoint"
+        cause = self.failures.last
+        if self.failures.repeats and cause is not None:
+            return (
+                f"{cause}, {REPEATS} times in a row, and would fail again. Its traceback is in {cause.traceback}; "
+                f"mend what it names, then {again}"
+            )
+        lost = self._say_lost(result)
+        return f"the run is given up after {self.plan.restarts} restarts: {lost}. More is in {self.plan.logs}; {again}"
+
+    def _check_place(self) -> None:
+        if self.place is not None and self.place.moved():
+            raise MovedError("the other machines meet elsewhere")
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
+        """At once: a worker that is stopped would not hear SIGTERM, and none has anything to do before its end."""
+        super()._shutdown(signal.SIGKILL, timeout)
+
+    def leave(self) -> None:
+        """Let the other machines go on without this one."""
+        handler: Any = self._worker_group.spec.rdzv_handler
+        handler._stop_heartbeats()
 
     def close(self) -> None:
-        """Let the other machines know that this one is done, or gone."""
+        """Let the other machines know that there is nothing more to do."""
         self._worker_group.spec.rdzv_handler.shutdown()
 
 
 def _say_failure(rank: int, failure: ProcessFailure) -> str:
     if failure.exitcode >= 0:
-        return f"worker {rank} ended with exit code {failure.exitcode}"
+        return f"worker {rank} ended with exit code {failure.exitcode}, since others were lost"
     return f"worker {rank} was killed by {signal.Signals(-failure.exitcode).name}"
 
 
-def _specification(plan: Launch) -> WorkerSpec:
-    local_address, settings = LOOPBACK, {"is_host": "true"}
-    endpoint = f"{LOOPBACK}:0"
-    if plan.rendezvous is not None:
-        interface = interface_towards(plan.rendezvous)
-        local_address, endpoint = interface.address, str(plan.rendezvous)
-        settings = {"is_host": str(interface.owns(plan.rendezvous)).lower()}
+def _specification(plan: Launch, place: Place | None) -> WorkerSpec:
+    local_address, endpoint, hosts = LOOPBACK, f"{LOOPBACK}:0", True
+    if place is not None:
+        interface = interface_towards(place.endpoint)
+        local_address, endpoint, hosts = interface.address, str(place.endpoint), place.hosts
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface.name)
         # a worker group that grows would else look for its store in the agent that is gone
         os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    os.environ[PARENT] = str(os.getpid())
     parameters = RendezvousParameters(
         backend="c10d",
         endpoint=endpoint,
@@ -113,8 +221,11 @@ def _specification(plan: Launch) -> WorkerSpec:
         min_nodes=plan.nodes[0],
         max_nodes=plan.nodes[1],
         local_addr=local_address,
+        is_host=str(hosts).lower(),
         join_timeout=JOIN_SECONDS,
-        **settings,
+        last_call_timeout=LAST_CALL_SECONDS,
+        read_timeout=READ_SECONDS,
+        keep_alive_interval=KEEP_ALIVE_SECONDS,
     )
     arguments: tuple[Any, ...] = tuple(plan.command[1:])
     return WorkerSpec(
@@ -127,6 +238,31 @@ def _specification(plan: Launch) -> WorkerSpec:
         monitor_interval=0.1,
         local_addr=local_address,
     )
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SignalException("", signal.Signals(number))
+
+
+@contextlib.contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """SIGTERM and SIGINT end workers and command as they end a run without workers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in ENDING}
+    for number in ENDING:
+        signal.signal(number, _end)
+    try:
+        yield
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        log.warn(STOPPED)
+        sys.exit(128 + error.sigval)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _log_to(folder: Path) -> None:

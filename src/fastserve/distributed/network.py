@@ -31,6 +31,11 @@ class Endpoint:
             raise ConfigError(f"distributed.rendezvous '{text}' is no address: expected HOST:PORT, as in node1:29400")
         return cls(host, int(port))
 
+    @classmethod
+    def parse_all(cls, text: str) -> list[Endpoint]:
+        """`HOST:PORT,HOST:PORT,...`"""
+        return [cls.parse(part) for part in text.split(",")]
+
 
 @dataclass(frozen=True, slots=True)
 class Interface:

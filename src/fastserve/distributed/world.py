@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastserve.distributed.pulse import EXCHANGE, During, Pulse
 from fastserve.types import LongArray
 
 Item = TypeVar("Item")
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+LEAVE_SECONDS = 24 * 3600.0
+
+
+def _named(name: str) -> Callable[[Method], Method]:
+    """A method of World that is an exchange of that name."""
+
+    def decorate(method: Method) -> Method:
+        @functools.wraps(method)
+        def exchange(world: World, *rest: Any, **named: Any) -> Any:
+            with world.doing(name):
+                return method(world, *rest, **named)
+
+        return cast(Method, exchange)
+
+    return decorate
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +63,11 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    pulse: Pulse = field(default_factory=Pulse, repr=False, compare=False)
+    """What this worker does right now."""
 
     @classmethod
-    def join(cls, device: torch.device, timeout_seconds: float) -> World:
+    def join(cls, device: torch.device, timeout_seconds: float, pulse: Pulse | None = None) -> World:
         """Meet the other workers as the environment says (the variables of torchrun). `leave` when done.
 
         An exchange that lasts longer than `timeout_seconds` fails.
@@ -54,17 +75,27 @@ class World:
         import torch.distributed as dist
 
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        return cls(*(int(os.environ[name]) for name in names))
+        rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
+        world = cls(rank, size, local_rank, local_size, pulse=pulse or Pulse())
+        with world.doing("meeting"):
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        return world
 
     def leave(self) -> None:
-        """Go apart, after everybody is done."""
+        """Go apart, after everybody is done: the leader may be long about the report."""
         if self.size > 1:
             import torch.distributed as dist
+            from torch.distributed.distributed_c10d import _set_pg_timeout
 
-            dist.barrier()
+            _set_pg_timeout(timedelta(seconds=LEAVE_SECONDS))
+            with self.doing("end"):
+                dist.barrier()
             dist.destroy_process_group()
+
+    def doing(self, name: str) -> During:
+        """While entered, this worker is in an exchange in which the workers wait for each other: nearly free."""
+        return self.pulse.during(EXCHANGE + name)
 
     @property
     def alone(self) -> bool:
@@ -86,6 +117,7 @@ class World:
             place = start + self.rank
             yield items[min(place, len(items) - 1)], place < len(items)
 
+    @_named("gather")
     def gather(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The arrays (N_rank, ...) of all workers, one behind the other in the order of ranks, on every worker."""
         if self.alone:
@@ -102,6 +134,7 @@ class World:
         dist.all_gather(found, torch.from_numpy(padded))
         return np.concatenate([part.numpy()[:count] for part, count in zip(found, counts.tolist(), strict=True)])
 
+    @_named("told")
     def told(self, value: Any) -> Any:
         """The leader's value (what JSON can hold) on every worker."""
         if self.alone:
@@ -121,6 +154,7 @@ class World:
             work()
         self.barrier()
 
+    @_named("barrier")
     def barrier(self) -> None:
         """Wait until every worker is here."""
         if not self.alone:

@@ -29,7 +29,8 @@ def train(config: Config) -> Bundle:
     check_network(config.model.network)
     sources = describe_sources(config.data)
     with open_run(config, sources) as folder:
-        prepare(config, folder.data, meanwhile=_import_training)
+        with folder.preparing():
+            prepare(config, folder.data, meanwhile=_import_training)
         _train(config, sources, started, folder)
         return Bundle.load(folder.bundle)
 

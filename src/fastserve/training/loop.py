@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,7 +111,7 @@ class TrainingRun:
         self.validation, self.validation_batches = validation, validation_batches
         self.device, self.precision = device, precision
         self.checkpoints = Checkpoints(folder, own_group())
-        self.optimizers = Optimizers(network, settings.recipe, self.strategy.reduce)
+        self.optimizers = Optimizers(network, settings.recipe, self._reduce)
         self.progress = Progress()
         self.average = self._copy() if settings.recipe.average else None
         self.best: dict[str, Tensor] = {}
@@ -170,20 +170,23 @@ class TrainingRun:
         part = part or Part(batch.rows, len(batch))
         inputs, targets = self._to_device(batch)
         self.network.train()
-        with self._autocast():
+        with self.world.pulse.during("forward"), self._autocast():
             loss = self.placed(inputs, targets, part.whole)
-        (loss * self.strategy.weight(part)).backward()
-        value = loss.item()
+        with self.world.doing("backward"):
+            (loss * self.strategy.weight(part)).backward()
+            value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss became {value} at step {at.step} (epoch {at.epoch + 1}): lower train.learning_rate "
                 f"(now {self.settings.recipe.learning_rate:g}) or use train.precision=fp32"
             )
         rate = self.settings.rate_at(at.step) * at.rate_factor
-        self.optimizers.step(rate)
-        self.strategy.after_step()
+        with self.world.pulse.during("update"):
+            self.optimizers.step(rate)
+            self.strategy.after_step()
         at.step, at.batch = at.step + 1, at.batch + 1
         self._update_average()
+        self.world.pulse.stepped(at.step)
         items = sum(len(ragged.values) for ragged in batch.inputs.values()) * part.whole // len(batch)
         return Stepped(at.step, at.epoch, value, rate * self.settings.recipe.learning_rate, part.whole, items)
 
@@ -192,7 +195,8 @@ class TrainingRun:
         at, settings = self.progress, self.settings
         self.strategy.settle()
         with self._averaged():
-            logits, targets = self.logits(self.validation, self.validation_batches)
+            with self.world.pulse.during("evaluation"):
+                logits, targets = self.logits(self.validation, self.validation_batches)
             metrics = self.task.quick_metrics(logits, targets)
             value = metrics[settings.metric] * (1 if settings.more_is_better else -1)
             gain = at.best_value is None or value > at.best_value
@@ -221,9 +225,12 @@ class TrainingRun:
         """
         self.objective.eval()
         found = []
-        without_gradients = torch.inference_mode() if self.world.alone else torch.no_grad()  # shards cannot do the first
+        without_gradients = (
+            torch.inference_mode() if self.world.alone else torch.no_grad()
+        )  # shards cannot do the first
         with without_gradients, self._autocast():
             for rows, counts in self.world.turns(batches):
+                self.world.pulse.turns += 1
                 batch = data.batch(rows)
                 outputs = self.objective(self._to_device(batch)[0]).float().cpu().numpy()
                 kept = slice(None) if counts else slice(0)
@@ -261,8 +268,9 @@ class TrainingRun:
 
     def save(self) -> Checkpointed:
         """Copy the state; it is written while training goes on. One that is not written is missed, no more."""
-        self._finish_checkpoint()
-        self.checkpoints.save(self.progress.step, self.state(), own=self.own())
+        with self.world.pulse.during("checkpoint"):
+            self._finish_checkpoint()
+            self.checkpoints.save(self.progress.step, self.state(), own=self.own())
         self._saved = time.monotonic()
         return Checkpointed(self.progress.step, self.progress.epoch)
 
@@ -297,6 +305,10 @@ class TrainingRun:
         return True
 
     # Parts of a step
+
+    def _reduce(self, tables: Iterable[nn.Parameter]) -> None:
+        with self.world.doing("rows"):
+            self.strategy.reduce(tables)
 
     def _to_device(self, batch: Batch) -> tuple[dict[str, RaggedTensor], Tensor]:
         inputs = {name: RaggedTensor.from_ragged(ragged).to(self.device) for name, ragged in batch.inputs.items()}

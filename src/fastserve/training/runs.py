@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import fastserve
 from fastserve import files
 from fastserve.bundle.format import DataSource
 from fastserve.config import Config, home
+from fastserve.distributed import meeting
 from fastserve.errors import StorageError
 from fastserve.log import say
 
 LOCK = ".lock"
 CONFIG = "config.json"
+JOB = "job.json"
+FAILURE = "failure.json"
+PARTY = "party.json"
+PREPARE_SECONDS = 7 * 24 * 3600.0
+"""No machine gives up while another one prepares the data: its lock ends with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,12 @@ class RunFolder:
     def bundle(self) -> Path:
         return self.path / "bundle"
 
+    @contextlib.contextmanager
+    def preparing(self) -> Iterator[None]:
+        """One machine prepares the data; the others wait, and then find it."""
+        with files.lock(self.path / ".prepare", timeout_seconds=PREPARE_SECONDS):
+            yield
+
     @property
     def finished(self) -> bool:
         return self.bundle.is_dir()
@@ -56,35 +70,81 @@ def open_run(config: Config, sources: Sequence[DataSource]) -> Iterator[RunFolde
     """The unfinished run of the same configuration and data, or a new one; held against other processes.
 
     Two runs are the same when configuration, file contents and the version of FastServe are. The name that the model
-    will be published under does not matter, nor on how many workers the run goes on.
+    will be published under does not matter, nor on how many workers the run goes on. Machines of one launch (those
+    with the same places to meet) hold the run together.
     """
     identity = _identity(config, sources)
     folder = home() / "runs"
     with files.disk_errors(f"making a run folder in {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    earlier = sorted(folder.glob(f"{identity}-*"), key=_number)
-    for path in reversed(earlier) if config.train.resume == "auto" else ():
-        if not RunFolder(path).finished and (path / CONFIG).is_file():
-            say(f"going on with the unfinished run {path.name}")
-            break
-    else:
-        path = folder / f"{identity}-{_number(earlier[-1]) + 1 if earlier else 1}"
-        files.write_json(path / CONFIG, config.to_json())
-    with _held(path):
+    with contextlib.ExitStack() as held:
+        with files.lock(folder / f".{identity}{LOCK}"):
+            path = _find(config, folder, identity)
+            held.enter_context(_held(path, config))
         yield RunFolder(path)
 
 
+def _find(config: Config, folder: Path, identity: str) -> Path:
+    """The folder of the run; a new one where there is nothing to go on with."""
+    earlier = sorted(folder.glob(f"{identity}-*"), key=_number)
+    for path in reversed(earlier):
+        unfinished = not RunFolder(path).finished and (path / CONFIG).is_file()
+        if unfinished and (config.train.resume == "auto" or _together(path, config)):
+            say(f"going on with the unfinished run {path.name}")
+            return path
+    path = folder / f"{identity}-{_number(earlier[-1]) + 1 if earlier else 1}"
+    files.write_json(path / CONFIG, config.to_json())
+    return path
+
+
 @contextlib.contextmanager
-def _held(path: Path) -> Iterator[None]:
-    lock = contextlib.ExitStack()
-    try:
-        lock.enter_context(files.lock(path / LOCK, timeout_seconds=1.0))
-    except StorageError:
-        raise StorageError(
-            f"the run {path.name} is going on in another process; wait for it, or start anew with train.resume=never"
-        ) from None
-    with lock:
+def _held(path: Path, config: Config) -> Iterator[None]:
+    """Hold the run: alone, or together with the other machines of the same launch."""
+    with open(path / LOCK, "a+", encoding="utf-8") as file:
+        first = _lock(file, fcntl.LOCK_EX)
+        if not first and not _together(path, config):
+            raise StorageError(
+                f"the run {path.name} is going on in another process; wait for it, or start anew with "
+                "train.resume=never"
+            )
+        if first:
+            _forget(RunFolder(path))
+            files.write_json(path / PARTY, _party(config))
+        if config.distributed.nodes_range[1] > 1:
+            fcntl.flock(file, fcntl.LOCK_SH)
         yield
+
+
+def _together(path: Path, config: Config) -> bool:
+    """Whether other machines of the same launch are in the run now."""
+    try:
+        theirs = json.loads((path / PARTY).read_text("utf-8"))
+        with open(path / LOCK, "a+", encoding="utf-8") as file:
+            if _lock(file, fcntl.LOCK_EX) or not _lock(file, fcntl.LOCK_SH):
+                return False
+    except FileNotFoundError:
+        return False
+    return config.distributed.nodes_range[1] > 1 and theirs == _party(config)
+
+
+def _party(config: Config) -> dict[str, str | None]:
+    """What machines of one launch have in common."""
+    return {"rendezvous": config.distributed.rendezvous, "nodes": config.distributed.nodes}
+
+
+def _lock(file: IO[str], kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _forget(folder: RunFolder) -> None:
+    """What an earlier launch left that is no part of the run's state."""
+    for name in (JOB, FAILURE):
+        (folder.path / name).unlink(missing_ok=True)
+    meeting.forget(folder.workers)
 
 
 def _identity(config: Config, sources: Sequence[DataSource]) -> str:

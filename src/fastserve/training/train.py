@@ -6,6 +6,7 @@ import torch
 
 from fastserve import device, log
 from fastserve.config import TrainConfig
+from fastserve.distributed.pulse import FINISH
 from fastserve.distributed.world import World
 from fastserve.models import find
 from fastserve.training.finish import Origin, finish
@@ -22,6 +23,7 @@ def work(origin: Origin, folder: RunFolder, world: World) -> None:
     prepared = load(folder.data)
     run = Setup(origin.config, find(prepared.network), prepared).run(folder.checkpoints, folder.scratch, world)
     train_watched(run, folder)
+    world.pulse.doing = FINISH
     finish(prepared, run, folder, origin)
 
 

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import json
+import os
+import signal
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from fastserve import device, errors, files
-from fastserve.config import DistributedConfig
-from fastserve.distributed.launch import Launch, launch
+from fastserve.config import DistributedConfig, home
+from fastserve.distributed import failures
+from fastserve.distributed.launch import PARENT, Launch, launch
 from fastserve.distributed.network import Endpoint
+from fastserve.distributed.pulse import Heartbeat, Pulse, stack_file
 from fastserve.distributed.world import World
-from fastserve.errors import ConfigError, FastServeError
+from fastserve.errors import ConfigError, FastServeError, StorageError, TrainingError
 from fastserve.training.finish import Origin
-from fastserve.training.runs import RunFolder
+from fastserve.training.runs import FAILURE, JOB, RunFolder
 
-JOB = "job.json"
-FAILURE = "failure.json"
+SHARED_SECONDS = 10.0
+"""How long a file may take to be seen from another machine."""
+PR_SET_PDEATHSIG = 1
+"""linux/prctl.h: the signal that a process gets when its parent ends."""
 
 
 def several(settings: DistributedConfig) -> bool:
@@ -35,53 +46,129 @@ def workers_here(settings: DistributedConfig) -> int:
 
 
 def train_on_workers(folder: RunFolder, origin: Origin) -> None:
-    """Let workers do the prepared run that is in `folder`, until its bundle is there."""
+    """Let workers do the prepared run that is in `folder`, until its bundle is there.
+
+    With several machines, each does so with the same folder, and all end alike.
+    """
     settings = origin.config.distributed
-    files.write_json(folder.path / JOB, origin.to_json())
-    (folder.path / FAILURE).unlink(missing_ok=True)
-    launch(
-        Launch(
-            command=(sys.executable, "-m", "fastserve", "worker", str(folder.path)),
-            workers=workers_here(settings),
-            run_id=folder.path.name,
-            logs=folder.workers,
-            restarts=settings.restarts,
-            nodes=settings.nodes_range,
-            rendezvous=_rendezvous(settings),
-            hopeless=(folder.path / FAILURE).is_file,
-        )
+    job, failure = folder.path / JOB, folder.path / FAILURE
+    with files.lock(folder.path / ".job"):
+        if not job.exists():
+            files.write_json(job, origin.to_json())
+    plan = Launch(
+        command=(sys.executable, "-m", "fastserve", "worker", str(folder.path)),
+        workers=workers_here(settings),
+        run_id=folder.path.name,
+        logs=folder.workers,
+        restarts=settings.restarts,
+        stall_seconds=min(settings.stall_seconds, settings.timeout_seconds / 2),
+        nodes=settings.nodes_range,
+        rendezvous=_rendezvous(settings),
+        hopeless=failure.is_file,
+        done=lambda: folder.finished,
     )
-    _raise_failure(folder.path / FAILURE)
+    try:
+        launch(plan)
+    except TrainingError as error:
+        if plan.rendezvous:
+            _leave_failure(failure, error)  # for the other machines
+        raise
+    _raise_failure(failure)
 
 
-def _rendezvous(settings: DistributedConfig) -> Endpoint | None:
-    if settings.rendezvous is not None:
-        return Endpoint.parse(settings.rendezvous)
-    if settings.nodes_range[1] > 1:
+def _rendezvous(settings: DistributedConfig) -> list[Endpoint]:
+    if settings.nodes_range[1] == 1:
+        return []
+    if settings.rendezvous is None:
         raise ConfigError(
             "several machines need a place to meet: distributed.rendezvous=HOST:PORT, one of the machines"
         )
-    return None
+    return Endpoint.parse_all(settings.rendezvous)
 
 
-def run_worker(path: Path) -> None:
+def run_worker(folder: RunFolder) -> None:
     """What each worker does. A failure that would come again is left in the run's folder for the command to show."""
+    _end_with_parent()
+    rank, pulse = int(os.environ["RANK"]), Pulse()
+    folder.workers.mkdir(exist_ok=True)
+    with (
+        open(stack_file(folder.workers, rank), "w", encoding="utf-8") as stacks,
+        Heartbeat(pulse, folder.workers, rank),
+    ):
+        faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
+        code = _try_to_work(folder, rank, pulse)
+        faulthandler.unregister(signal.SIGUSR1)
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # what torch would do first may wait for workers that are gone
+
+
+def _try_to_work(folder: RunFolder, rank: int, pulse: Pulse) -> int:
+    """The exit code."""
+    try:
+        _work(folder, pulse)
+    except FastServeError as error:
+        _leave_failure(folder.path / FAILURE, error)
+        return error.exit_code
+    except Exception as error:
+        failures.leave(folder.workers / "failures", rank, pulse, error)
+        return 1
+    return 0
+
+
+def _work(folder: RunFolder, pulse: Pulse) -> None:
     from fastserve.training.train import work
 
-    folder = RunFolder(path)
-    origin = Origin.from_json(json.loads((path / JOB).read_text("utf-8")))
+    origin = Origin.from_json(json.loads((folder.path / JOB).read_text("utf-8")))
     place = device.pick_device(origin.config.train.device)
-    world = World.join(place, origin.config.distributed.timeout_seconds)
-    try:
-        work(origin, folder, world)
-        world.leave()
-    except FastServeError as error:
-        _leave_failure(path / FAILURE, error)
-        sys.exit(error.exit_code)
+    world = World.join(place, origin.config.distributed.timeout_seconds, pulse)
+    check_shared(folder, world)
+    work(origin, folder, world)
+    world.leave()
+
+
+def check_shared(folder: RunFolder, world: World) -> None:
+    """StorageError on all workers where one of them does not see a file that the leader writes."""
+    name = world.told(f"shared-{time.time_ns()}")
+    host = world.told(socket.gethostname())
+    path = folder.workers / name
+    if world.leads:
+        path.touch()
+    seen = world.gather(np.array([_comes(path)]))
+    hosts = world.gather(np.array([socket.gethostname()[:64].ljust(64).encode()]).view(np.uint8).reshape(1, -1))
+    if world.leads:
+        path.unlink()
+    blind = {bytes(name).decode().strip() for name, sees in zip(hosts, seen, strict=True) if not sees}
+    if blind:
+        raise StorageError(
+            f"$FASTSERVE_HOME ({home()} here) is not shared by the machines: {', '.join(sorted(blind))} does not see "
+            f"what {host} writes there. Set it, on every machine, to a folder on storage that all of them share"
+        )
+
+
+def _comes(path: Path) -> bool:
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _end_with_parent() -> None:
+    """Let the system end this process with the one that started it, however that ends."""
+    parent = os.environ.get(PARENT)
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it ended before that
+        os._exit(1)
 
 
 def _leave_failure(path: Path, error: FastServeError) -> None:
-    files.write_json(path, {"kind": type(error).__name__, "message": str(error)})
+    if not path.exists():
+        files.write_json(path, {"kind": type(error).__name__, "message": str(error)})
 
 
 def _raise_failure(path: Path) -> None:

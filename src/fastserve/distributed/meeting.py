@@ -1,0 +1,185 @@
+"""Where the machines of a run meet, and where they meet next when that is lost.
+
+Storage that all machines share holds what they agree on: which of the named places is in use (`meeting.json`, with a
+number that grows whenever they move), and of each machine a file that it renews, which says whether it reaches that
+place. A machine on which one of the places lies takes the meeting over once more than half of the living ones do not
+reach it. So one machine that is cut off cannot draw the others away, and one that comes back finds where they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fastserve import files, log
+from fastserve.distributed.network import Endpoint, interface_towards
+from fastserve.errors import TrainingError
+
+BEAT_SECONDS = 1.0
+ALIVE_SECONDS = 8.0
+"""A machine that has not renewed its file for so long is dead."""
+REACH_SECONDS = 2.0
+"""How long a place may take to answer."""
+FENCE_SECONDS = 3.0
+"""After a move, until workers start at the new place: those who still work at the old one see it meanwhile."""
+MOVED_SECONDS = 1.0
+"""How often a machine that works looks whether the others have moved."""
+FILE = "meeting.json"
+NOWHERE = -1
+"""For the number of a place: this machine reaches none."""
+
+
+@dataclass(slots=True)
+class Place:
+    """Where the machines meet. number: how often they have moved. hosts: whether it is this machine that keeps it."""
+
+    endpoint: Endpoint
+    number: int
+    hosts: bool
+    meeting: Meeting
+    looked: float = 0.0
+
+    def moved(self) -> bool:
+        """Whether the others have agreed on another place; looks at most once a second."""
+        if time.monotonic() - self.looked < MOVED_SECONDS:
+            return False
+        self.looked = time.monotonic()
+        current = self.meeting.current()
+        return current is not None and bool(current["number"] != self.number)
+
+
+class Meeting:
+    """This machine among those of the run. folder: on storage that all of them share. To be entered."""
+
+    def __init__(self, folder: Path, endpoints: Sequence[Endpoint]) -> None:
+        self.folder, self.endpoints = folder, list(endpoints)
+        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self.reached = NOWHERE
+        self._beats = 0
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    def __enter__(self) -> Meeting:
+        self._machines.mkdir(parents=True, exist_ok=True)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="presence", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._own.unlink(missing_ok=True)
+
+    def place(self, seconds: float) -> Place:
+        """Where to meet now: waits until there is a place that answers, or makes one. TrainingError after `seconds`."""
+        deadline = time.monotonic() + seconds
+        began = time.monotonic()
+        told = False
+        while time.monotonic() < deadline:
+            current = self.current()
+            if current is not None and self._reaches(current):
+                return Place(Endpoint.parse(current["endpoint"]), current["number"], False, self)
+            taken = self._take_over(current, time.monotonic() - began)
+            if taken is not None:
+                return taken
+            if not told and time.monotonic() - began > ALIVE_SECONDS:
+                told = True
+                log.say(f"waiting for the machines to meet at one of {', '.join(map(str, self.endpoints))}")
+            time.sleep(BEAT_SECONDS / 2)
+        raise TrainingError(
+            f"none of {', '.join(map(str, self.endpoints))} answered within {seconds:.0f} s: start the same command on "
+            "the machine of one of them, and see that its port is open to the others"
+        )
+
+    def current(self) -> dict[str, Any] | None:
+        """The place that is in use."""
+        try:
+            content: dict[str, Any] = json.loads((self.folder / FILE).read_text("utf-8"))
+        except (OSError, ValueError):
+            return None
+        return content
+
+    def _reaches(self, current: dict[str, Any]) -> bool:
+        """Whether the place answers; the other machines are told."""
+        endpoint = Endpoint.parse(current["endpoint"])
+        try:
+            socket.create_connection((endpoint.host, endpoint.port), REACH_SECONDS).close()
+        except OSError:
+            self.reached = NOWHERE
+            return False
+        self.reached = current["number"]
+        return True
+
+    def _take_over(self, current: dict[str, Any] | None, waited: float) -> Place | None:
+        """Keep the meeting from now on, where this machine may."""
+        mine = next((endpoint for endpoint in self.endpoints if _is_here(endpoint)), None)
+        if mine is None or (current is not None and (waited < ALIVE_SECONDS or not self._given_up(current["number"]))):
+            return None
+        with files.lock(self.folder / ".meeting"):
+            if self.current() != current:  # another one was faster  # another one was faster
+                return None
+            number = 1 if current is None else current["number"] + 1
+            files.write_json(self.folder / FILE, {"endpoint": str(mine), "number": number, "host": self.name})
+        self.reached = number
+        if current is not None:
+            log.warn(f"the machines meet at {mine} from now on")
+            time.sleep(FENCE_SECONDS)
+        return Place(mine, number, True, self)
+
+    def _given_up(self, number: int) -> bool:
+        """Whether more than half of the living machines do not reach the place."""
+        living = self._living()
+        return 2 * sum(1 for content in living if content["reached"] == number) < len(living)
+
+    def _living(self) -> list[dict[str, Any]]:
+        """What the machines say that have renewed their files lately; this one says that it does not reach."""
+        now, living = time.monotonic(), [{"reached": self.reached}]
+        for path in self._machines.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                content = json.loads(path.read_text("utf-8"))
+                beats, since = self._seen.get(path.name, (-1, now))
+                since = since if beats == content["beats"] else now
+                self._seen[path.name] = (content["beats"], since)
+                if path != self._own and now - since < ALIVE_SECONDS:
+                    living.append(content)
+        return living
+
+    @property
+    def _machines(self) -> Path:
+        return self.folder / "machines"
+
+    @property
+    def _own(self) -> Path:
+        return self._machines / f"{self.name}.json"
+
+    def _beat(self) -> None:
+        while True:
+            self._beats += 1
+            temporary = self._own.with_suffix(".new")
+            with contextlib.suppress(OSError):
+                temporary.write_text(json.dumps({"beats": self._beats, "reached": self.reached}), "utf-8")
+                os.replace(temporary, self._own)
+            if self._ended.wait(BEAT_SECONDS):
+                return
+
+
+def _is_here(endpoint: Endpoint) -> bool:
+    return interface_towards(endpoint).owns(endpoint)
+
+
+def forget(folder: Path) -> None:
+    """Nobody is in the run: what earlier machines agreed on is void."""
+    (folder / FILE).unlink(missing_ok=True)
+    for path in (folder / "machines").glob("*"):
+        path.unlink(missing_ok=True)
