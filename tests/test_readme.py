@@ -1,10 +1,11 @@
-"""The README's commands are run as they stand there, in its order, in one folder."""
+"""The README's commands are run as they stand there, in its order, in one folder; only the port is a free one."""
 
 from __future__ import annotations
 
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+README_PORT = "8000"
 BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
@@ -21,6 +23,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("readme")
     shutil.copytree(ROOT / "examples", path / "examples")
     return path
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
@@ -35,6 +43,7 @@ def test_a_block_of_the_readme_runs(number: int, folder: Path) -> None:
         "FASTSERVE_HOME": str(folder / "home"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
+    code = code.replace(README_PORT, str(free_port()))
     command = ["bash", "-euo", "pipefail", "-c", code] if kind == "sh" else [sys.executable, "-c", code]
     found = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280, check=False
@@ -45,7 +54,7 @@ def test_a_block_of_the_readme_runs(number: int, folder: Path) -> None:
 @pytest.mark.heavy
 def test_the_main_job_runs_as_the_readme_says(tmp_path: Path) -> None:
     assert "\n    ./scripts/demo\n" in README
-    environment = {**os.environ, "FASTSERVE_HOME": str(tmp_path), "PORT": "8329"}
+    environment = {**os.environ, "FASTSERVE_HOME": str(tmp_path), "PORT": str(free_port())}
     found = subprocess.run(
         ["./scripts/demo"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
     )

@@ -78,6 +78,19 @@ class Model:
             shutil.copytree(self.bundle.folder, temporary, dirs_exist_ok=True)
         return target
 
+    def export(self, runtime: str, *, name: str | None = None, out: str | Path | None = None, **options: Any) -> Model:
+        """The model with its network in the form of a faster runtime (onnx, openvino) as well, checked against torch.
+
+        It becomes the next version of `name` (by default of this model's own name), or a folder at `out`. Options are
+        the fields of `ExportOptions`: int8, data, columns, max_drop, min_agreement.
+        """
+        from fastserve import compression
+        from fastserve.config import check
+
+        found = check(compression.ExportOptions, {**options, "runtime": runtime}, "export")
+        made = compression.export_as(self.bundle, found, version=self.version, name=name, out=_path(out))
+        return Model(made.bundle, version=made.version)
+
     def publish(self, name: str) -> Version:
         """Make the model the newest version of `name`."""
         self.version = Registry(home()).publish(self.bundle.folder, name)

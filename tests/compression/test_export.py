@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fastserve as fs
 from fastserve import files
 from fastserve.bundle.bundle import Bundle, amend_manifest
 from fastserve.bundle.predictor import Predictor
@@ -239,6 +240,19 @@ def test_the_command_publishes_the_next_version(learned: Bundle, capsys: pytest.
     assert [step.reference for step in Registry().lineage("rev@2")] == ["rev@2", first.reference]
     assert Registry().verify("rev") == {"rev@1": [], "rev@2": []}
     assert Registry().diff("rev@1", "rev@2").weights_equal
+
+
+def test_the_verb_in_python(learned: Bundle, data: str, tmp_path: Path) -> None:
+    model = fs.load(Registry().publish(learned.folder, "rev").reference)
+    made = model.export("onnx", int8=True, data=data)
+    assert (made.reference, made.predictor.runtime.name) == ("rev@2", "onnx")
+    assert made.bundle.manifest.lineage.parent == "rev@1"
+    assert [answer.label for answer in made.predict(["good", "很差"])] == ["positive", "negative"]
+    assert fs.load(learned.folder).export("onnx", out=tmp_path / "m").version is None
+    with pytest.raises(UserError, match="--name NAME or --out FOLDER"):
+        fs.load(learned.folder).export("onnx")
+    with pytest.raises(ConfigError, match="onyx"):
+        model.export("onyx")
 
 
 def test_the_command_refuses_unclear_words(learned: Bundle, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,6 +24,16 @@ def test_starts_fast_answers_and_ends_with_zero(launch: Callable[..., Server]) -
     assert time.monotonic() - server.started < 3 * 4, "3 s is the aim; this machine may be busy with other tests"
     assert server.stop() == 0
     assert server.workers() == []
+
+
+def test_after_the_first_answer_nobody_is_told_that_the_server_starts(launch: Callable[..., Server]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = launch(port=port)
+    server.url = f"http://127.0.0.1:{port}"
+    server.until(server.answers, seconds=60)
+    assert all(server.answers() for _ in range(40))
 
 
 def test_a_worker_needs_no_torch(launch: Callable[..., Server]) -> None:

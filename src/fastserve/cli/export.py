@@ -9,7 +9,6 @@ import click
 
 from fastserve.cli.kubernetes import export_manifests
 from fastserve.cli.main import json_option, show
-from fastserve.errors import UserError
 
 if TYPE_CHECKING:
     from fastserve.compression.export import Exported
@@ -60,19 +59,10 @@ def export(
         return
     if settings["runtime"] is None:
         raise click.UsageError("what shall run the network? Add --runtime onnx or openvino; or --kubernetes")
-    if name is not None and out is not None:
-        raise UserError("--name publishes and --out writes a folder: give one of them")
     columns = {"text": text_column, "label": label_column, "separator": separator}
     options = check(compression.ExportOptions, {**settings, "columns": columns}, "export")
     loaded = api.load(model)
-    parent = loaded.version.reference if loaded.version else None
-    target = name or (loaded.version.name if loaded.version else None)
-    if out is not None:
-        made = compression.export(loaded.bundle, out, options, parent=parent)
-    elif target is not None:
-        made = compression.publish(loaded.bundle, target, options, parent=parent)
-    else:
-        raise UserError(f"{model} is a folder and has no name to publish under: add --name NAME or --out FOLDER")
+    made = compression.export_as(loaded.bundle, options, version=loaded.version, name=name, out=out)
     show(_result(made), _text(made), as_json=as_json)
 
 

@@ -19,6 +19,7 @@ from fastserve.compression.forms import FILES, LIBRARIES, check_possible, write_
 from fastserve.compression.options import ExportOptions
 from fastserve.compression.speed import times_as_fast
 from fastserve.config import DataConfig
+from fastserve.errors import UserError
 from fastserve.evaluation.classification import evaluate_classification
 from fastserve.evaluation.html import report_html
 from fastserve.evaluation.model import Answered, answer, slice_columns
@@ -50,6 +51,27 @@ class Exported:
     def speed(self) -> float:
         """How many times as fast as what would answer without it, with one thread."""
         return self.bundle.manifest.runtimes[self.options.runtime].check[SPEED]
+
+
+def export_as(
+    bundle: Bundle, options: ExportOptions, *, version: Version | None, name: str | None = None, out: Path | None = None
+) -> Exported:
+    """`export` to the folder `out`, or else `publish` under `name`, which is by default the name of `version`.
+
+    version: where `bundle` stands in the registry. UserError where both or none of the places are known.
+    """
+    if name is not None and out is not None:
+        raise UserError("a name publishes and a folder does not (--name and --out): give one of them")
+    parent = version.reference if version else None
+    target = name or (version.name if version else None)
+    if out is not None:
+        return export(bundle, out, options, parent=parent)
+    if target is None:
+        raise UserError(
+            f"{bundle.folder} is a folder and has no name to publish under: say which, or name another folder "
+            "(--name NAME or --out FOLDER)"
+        )
+    return publish(bundle, target, options, parent=parent)
 
 
 def publish(bundle: Bundle, name: str, options: ExportOptions, *, parent: str | None = None) -> Exported:

@@ -97,6 +97,11 @@ class WorkerProcess:
             await asyncio.sleep(_STACK_SECONDS)
             self._process.kill()
 
+    def let_in(self) -> None:
+        """Have it take connections, which nobody else takes from now on."""
+        if self._channel is not None:
+            self._channel.send("open")
+
     def drain(self) -> None:
         """Ask it to finish; one that is still loading has nothing to finish."""
         if self._channel is not None and self.is_ready:

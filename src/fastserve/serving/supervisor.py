@@ -121,7 +121,8 @@ class Supervisor:
             self._good_folders = message["folders"]
         if message["event"] == "ready":
             is_first, self._was_ready = not self._was_ready, True
-            self._change_door()
+            self._change_door()  # first, so that nobody whom the worker answered then meets us and gets a 503
+            worker.let_in()
             if is_first:  # said when the door is the worker's, so that nobody who reads it still gets a 503
                 self.events.info("serving", address=address(self.listening), models=list(self._good_folders))
 

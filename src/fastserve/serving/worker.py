@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import gc
 import signal
 import socket
 import sys
@@ -29,7 +30,7 @@ class Worker:
     def __init__(self, order: WorkerOrder, channel: Channel) -> None:
         self.order, self.channel = order, channel
         self.events = Events(worker=order.worker, level=order.options.log_level)
-        self._drain = asyncio.Event()
+        self._let_in, self._drain = asyncio.Event(), asyncio.Event()
 
     async def run(self) -> int:
         """The exit code."""
@@ -63,8 +64,11 @@ class Worker:
             with contextlib.suppress(OSError):
                 await self.channel.writer.drain()
             return error.exit_code
-        node.open(socket.socket(fileno=self.order.listening))
+        gc.collect()
+        gc.freeze()  # the models stay: looking through their objects again and again would hold up answers
         self.channel.send("ready", folders=node.folders)
+        await self._let_in.wait()
+        node.open(socket.socket(fileno=self.order.listening))
         await self._drain.wait()
         await node.drain()
         return 0
@@ -75,9 +79,10 @@ class Worker:
             await asyncio.sleep(min(1.0, self.order.options.hang_seconds / 4))
 
     async def _listen(self) -> None:
-        """The supervisor says one thing, drain; and when it is gone, there is nothing to serve for."""
+        """The supervisor says two things: open, when it has left the door; and drain, as its own end says too."""
         while (message := await self.channel.receive()) is not None and message["event"] != "drain":
-            continue
+            self._let_in.set()
+        self._let_in.set()
         self._drain.set()
 
 
