@@ -25,6 +25,7 @@ PLAIN = ["the", "shop", "parcel", "was", "物流", "质量", "and", "today", "�
 NETWORKS: dict[str, dict[str, Any]] = {
     "transformer": {"dim": 32, "layers": 1, "heads": 2, "feedforward": 64},
     "textcnn": {"dim": 16, "filters": 8},
+    "lstm": {"dim": 8, "hidden": 6, "layers": 2},
     "export_samples:OwnNetwork": {},
 }
 

@@ -64,7 +64,6 @@ def test_a_pretrained_encoder_too(tiny_folder: Path) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["bag", "lstm"])
-def test_other_networks_are_refused_with_the_names_of_those_that_can(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"'{name}' network cannot be exported.*transformer, textcnn, mlp"):
-        padded_form(build(name, {}, SHAPE), name)
+def test_other_networks_are_refused_with_the_names_of_those_that_can() -> None:
+    with pytest.raises(ConfigError, match=r"'bag' network cannot be exported.*transformer, textcnn, mlp"):
+        padded_form(build("bag", {}, SHAPE), "bag")

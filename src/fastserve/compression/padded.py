@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fastserve.errors import ConfigError
 from fastserve.models.encoder import Block, TransformerEncoder, sinusoids
+from fastserve.models.lstm import Lstm
 from fastserve.models.mlp import Mlp
 from fastserve.models.own import OwnNetwork
 from fastserve.models.pretrained import PretrainedEncoder
@@ -69,10 +70,7 @@ def padded_form(network: nn.Module, name: str, longest: int | None = None) -> Pa
     for kind, compute in _FORMS.items():
         if isinstance(network, kind):
             return PaddedForm(network.eval().requires_grad_(False), compute, longest)
-    # not the LSTM: torch 2.13 writes its output with the number of places of the example, so that graphs do not load
-    known = (
-        "transformer, textcnn, mlp, Hugging Face folders, and your own modules of forward(ids) or forward(ids, mask)"
-    )
+    known = "transformer, textcnn, mlp, lstm, Hugging Face folders, own modules of forward(ids) or forward(ids, mask)"
     raise ConfigError(f"a '{name}' network cannot be exported to another runtime; these can: {known}")
 
 
@@ -139,10 +137,49 @@ def _mlp(network: Mlp, tokens: PaddedTokens) -> Tensor:
     return hidden
 
 
+def _lstm(network: Lstm, tokens: PaddedTokens) -> Tensor:
+    """The LSTM as ONNX has it, for a graph only: torch's exporter would unroll it over the places of its example."""
+    texts, length = tokens.ids.shape
+    hidden = functional.embedding(tokens.ids, network.embedding) * tokens.is_token[..., None]
+    hidden = hidden.transpose(0, 1)  # (T, B, dim)
+    lengths = tokens.lengths.clamp_min(1).to(torch.int32)  # an empty text is one zero word
+    for layer in range(network.options.layers):
+        states = torch.onnx.ops.symbolic(
+            "LSTM",
+            (hidden, *_lstm_parameters(network.lstm, layer), lengths),
+            {"hidden_size": network.options.hidden, "direction": "bidirectional"},
+            dtype=torch.float32,
+            shape=(length, 2, texts, network.options.hidden),
+        )
+        hidden = states.transpose(1, 2).flatten(2)  # (T, B, 2 * hidden)
+    hidden = hidden.transpose(0, 1)
+    counted = tokens.is_token | (torch.arange(length) == 0)
+    weights = (network.attention(hidden) + torch.where(counted, 0.0, _NEVER)[..., None]).softmax(1)
+    logits: Tensor = network.output((weights * hidden).sum(1))
+    return logits
+
+
+def _lstm_parameters(lstm: nn.LSTM, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights of inputs and of states, and both biases in a row, each for two directions; gates in ONNX's order."""
+
+    def gates(name: str) -> Tensor:
+        entry, forget, cell, exit_ = lstm.get_parameter(name).chunk(4)
+        return torch.cat([entry, exit_, forget, cell])
+
+    ends = [f"l{layer}{direction}" for direction in ("", "_reverse")]
+    biases = [torch.cat([gates(f"bias_ih_{end}"), gates(f"bias_hh_{end}")]) for end in ends]
+    return (
+        torch.stack([gates(f"weight_ih_{end}") for end in ends]),
+        torch.stack([gates(f"weight_hh_{end}") for end in ends]),
+        torch.stack(biases),
+    )
+
+
 _FORMS: dict[type[nn.Module], Logits] = {
     TransformerEncoder: _transformer,
     PretrainedEncoder: _through_padding,
     OwnNetwork: _through_padding,
     TextCnn: _textcnn,
     Mlp: _mlp,
+    Lstm: _lstm,
 }
