@@ -137,7 +137,7 @@ def train(config: Config | str | Path | None = None, **settings: Any) -> Model:
         job = load_config(config, (), _sections(settings))
     model = Model(run(job))
     if job.name is not None:
-        model.publish(job.name)
+        model.version = _publish_once(model, job.name)
     return model
 
 
@@ -178,6 +178,23 @@ def read_texts(address: str, column: str | None = None) -> Iterator[str]:
 
     dataset = open_dataset(address, DataConfig(columns=Columns(text=column)), labelled=False)
     return (text for block in dataset.blocks() for text in block.texts)
+
+
+def _publish_once(model: Model, name: str) -> Version:
+    """The version that the model of a run is: of several machines that have trained it, the first one publishes."""
+    import json
+
+    from fastserve import files
+
+    run = model.bundle.folder.parent
+    note = run / "published.json"
+    with files.lock(run / ".publish", timeout_seconds=600):
+        if note.is_file():
+            number = json.loads(note.read_text("utf-8"))["version"]
+            return Version(name, number, Registry(home()).resolve(f"{name}@{number}"))
+        version = model.publish(name)
+        files.write_json(note, {"name": name, "version": version.number})
+        return version
 
 
 def _path(value: str | Path | None) -> Path | None:

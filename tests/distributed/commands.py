@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 REVIEWS = ["train", "--data", str(HERE.parents[1] / "examples/reviews.tsv")]
 TEXTCNN = [*REVIEWS, "--network", "textcnn", "model.options.dropout=0"]
 FAULTY = [*REVIEWS, "--network", "faulty:Faulty", "train.batch=16", "train.early_stopping=0"]
-SECONDS = 400
+SECONDS = 270
 """Enough for any run here on a machine that is busy with something else."""
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -39,16 +39,24 @@ def start(
 
 def finished(process: subprocess.Popen[str]) -> tuple[dict[str, torch.Tensor], str]:
     """The weights, and what was said."""
-    out, said = process.communicate(timeout=SECONDS)
-    assert process.returncode == 0, said
+    out, said = ended(process, 0)
     return load_file(Path(json.loads(out.splitlines()[-1])["folder"]) / "model.safetensors"), said
 
 
 def failed(process: subprocess.Popen[str], code: int) -> str:
     """What a command said that ended with `code`."""
-    out, said = process.communicate(timeout=SECONDS)
+    return ended(process, code)[1]
+
+
+def ended(process: subprocess.Popen[str], code: int) -> tuple[str, str]:
+    """Standard output and error of a command that ended with `code`."""
+    try:
+        out, said = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail(f"it does not end: {process.communicate()}")
     assert process.returncode == code, f"{process.returncode}: {out}{said}"
-    return said
+    return out, said
 
 
 def assert_same(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:

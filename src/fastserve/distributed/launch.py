@@ -211,8 +211,9 @@ def _specification(plan: Launch, place: Place | None) -> WorkerSpec:
         interface = interface_towards(place.endpoint)
         local_address, endpoint, hosts = interface.address, str(place.endpoint), place.hosts
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface.name)
-        # a worker group that grows would else look for its store in the agent that is gone
-        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    # each start has a store of its own: in one that is shared, workers find the addresses of those before them, and
+    # a group that grows looks for it where it was
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ[PARENT] = str(os.getpid())
     parameters = RendezvousParameters(
         backend="c10d",

@@ -110,7 +110,8 @@ class TrainingRun:
         self.train, self.plan = train, plan
         self.validation, self.validation_batches = validation, validation_batches
         self.device, self.precision = device, precision
-        self.checkpoints = Checkpoints(folder, own_group())
+        with world.doing("meeting"):
+            self.checkpoints = Checkpoints(folder, own_group())
         self.optimizers = Optimizers(network, settings.recipe, self._reduce)
         self.progress = Progress()
         self.average = self._copy() if settings.recipe.average else None
