@@ -19,7 +19,7 @@ from fastserve.distributed.network import Endpoint
 def main(endpoint: str, nodes: str, ahead: str, config: Path | None = None) -> None:
     log.configure()
     settings = None if config is None else load_config(config)
-    request = preflight.Request(Endpoint.parse(endpoint), (int(nodes), int(nodes)), settings, 30.0)
+    request = preflight.Request(Endpoint.parse(endpoint), (int(nodes), int(nodes)), settings, 120.0)
     outcome = preflight.check(request, clock=lambda: time.time() + float(ahead))
     print(json.dumps(outcome.to_json()))
 

@@ -15,7 +15,7 @@ TRANSFER = 6.0
 """One measurement of a link, after it stands."""
 MARK = 5.0
 """A file that another node wrote becomes visible: network file systems remember for some seconds what was absent."""
-FAREWELL = 5.0
+FAREWELL = 20.0
 """The host waits for the others to read the reports."""
 SPARE = 10.0
 READING_BYTES_PER_SECOND = 50e6
