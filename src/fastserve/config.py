@@ -172,6 +172,11 @@ class DistributedConfig(Section):
         description="ddp (gradients averaged every step), fsdp (weights in shards), diloco (for slow links), or module:Class",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="the strategy's own")
+    on: str = Field(
+        "local",
+        min_length=1,
+        description="who has the workers: local (this machine, and those where the same command is given), ray (a Ray of its own; that of $RAY_ADDRESS where this is set), or ray:ADDRESS (a Ray cluster that this machine is part of)",
+    )
     workers: Positive | Auto = Field("auto", description="processes on each machine; auto: one for each GPU, else one")
     nodes: str = Field(
         "1",
@@ -202,6 +207,17 @@ class DistributedConfig(Section):
         """Least and most machines."""
         least, _, most = self.nodes.partition(":")
         return int(least), int(most or least)
+
+    @property
+    def launcher(self) -> tuple[str, str | None]:
+        """The name in `on`, and the address behind it."""
+        name, _, address = self.on.partition(":")
+        return name, address or None
+
+    @property
+    def meets(self) -> bool:
+        """Whether the same command is given on several machines, which meet."""
+        return self.on == "local" and self.nodes_range[1] > 1
 
 
 class Config(Section):

@@ -6,8 +6,10 @@ Library code calls `say` and `Progress`; only the command line calls `configure`
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -35,6 +37,15 @@ def configure(*, quiet: bool = False) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     logger.propagate = False
+
+
+def speak_into(path: Path) -> None:
+    """What this process prints from now on, on both streams, is added to that file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(file, sys.stdout.fileno())
+    os.dup2(file, sys.stderr.fileno())
+    os.close(file)
 
 
 class _LineFormatter(logging.Formatter):

@@ -128,4 +128,13 @@ STRATEGIES = NameTable(
     },
 )
 
-ALL = (NETWORKS, TASKS, CLEANERS, SEGMENTERS, RUNTIMES, STRATEGIES)
+LAUNCHERS = NameTable(
+    "launcher",
+    "distributed",
+    {
+        "local": "fastserve.distributed.launch:Elastic",
+        "ray": "fastserve.distributed.ray:OnRay",
+    },
+)
+
+ALL = (NETWORKS, TASKS, CLEANERS, SEGMENTERS, RUNTIMES, STRATEGIES, LAUNCHERS)

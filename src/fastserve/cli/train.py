@@ -20,6 +20,7 @@ from fastserve.errors import ConfigError, UserError
 @click.option("--workers", type=int, help="Processes on this machine, instead of distributed.workers.")
 @click.option("--nodes", help="Machines, N or LEAST:MOST; run the same command on each of them.")
 @click.option("--rendezvous", help="HOST:PORT of one of the machines, where they meet.")
+@click.option("--on", help="local, ray, or ray:ADDRESS of a Ray cluster.")
 @json_option
 def train(
     words: tuple[str, ...],
@@ -31,6 +32,7 @@ def train(
     workers: int | None,
     nodes: str | None,
     rendezvous: str | None,
+    on: str | None,
     as_json: bool,
 ) -> None:
     """Train a model from a configuration, or from a data file alone.
@@ -47,7 +49,7 @@ def train(
     values: dict[str, Any] = {
         "data": _given(train=data, test=test),
         "model": _given(network=network),
-        "distributed": _given(workers=workers, nodes=nodes, rendezvous=rendezvous),
+        "distributed": _given(workers=workers, nodes=nodes, rendezvous=rendezvous, on=on),
     }
     settings = config.load_config(
         paths[0] if paths else None,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from fastserve import log
+
 
 @click.command(hidden=True)
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -17,14 +19,10 @@ def worker(folder: Path) -> None:
     from fastserve.training.workers import run_worker
 
     run = RunFolder(folder)
-    if os.environ.get("RANK") != "0":
-        _speak_into(run.workers / f"rank-{os.environ.get('RANK')}.log")
-    run_worker(run)
-
-
-def _speak_into(path: Path) -> None:
-    """One worker speaks to the user; the lines of the others are kept in the run's folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(file, sys.stdout.fileno())
-    os.dup2(file, sys.stderr.fileno())
+    if os.environ.get("RANK") != "0":  # one worker speaks to the user; the lines of the others are kept
+        log.speak_into(run.workers / f"rank-{os.environ.get('RANK')}.log")
+    code = run_worker(run)
+    if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # what torch would do first may wait for workers that are gone

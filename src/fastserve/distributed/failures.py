@@ -85,6 +85,17 @@ class Failures:
         last = self._causes[-REPEATS:]
         return len(last) == REPEATS and None not in last and len({each.key for each in last if each}) == 1
 
+    def say_given_up(self, restarts: int, lost: str) -> str:
+        """The end of a run whose workers are not replaced any more. lost: what was the last that happened."""
+        again = "run the same command again to go on from the last checkpoint"
+        cause = self.last
+        if self.repeats and cause is not None:
+            return (
+                f"{cause}, {REPEATS} times in a row, and would fail again. Its traceback is in {cause.traceback}; "
+                f"mend what it names, then {again}"
+            )
+        return f"the run is given up after {restarts} restarts: {lost}. More is in {self.folder.parent}; {again}"
+
     @property
     def last(self) -> Failure | None:
         return self._causes[-1] if self._causes else None

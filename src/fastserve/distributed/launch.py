@@ -8,8 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,11 +27,12 @@ from torch.distributed.elastic.rendezvous.api import (
 )
 
 from fastserve import log
-from fastserve.distributed.failures import REPEATS, Failures
+from fastserve.distributed.failures import Failures
+from fastserve.distributed.launcher import Launch
 from fastserve.distributed.meeting import NOWHERE, Meeting, Place
-from fastserve.distributed.network import Endpoint, interface_towards
+from fastserve.distributed.network import interface_towards
 from fastserve.distributed.stall import Doctor
-from fastserve.errors import TrainingError
+from fastserve.errors import ConfigError, TrainingError
 
 LOOPBACK = "127.0.0.1"
 JOIN_SECONDS = 600
@@ -52,37 +52,22 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 STOPPED = "stopped. An unfinished training run goes on when the same command is run again"
 
 
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """What to start.
+class Elastic:
+    """On this machine, and on those where the same command was given."""
 
-    command: what a worker runs, without the environment of torchrun that it is given. workers: on this machine.
-    logs: folder for what is told of the workers, on storage that all machines share. nodes: least and most machines.
-    rendezvous: where they may meet; none for one machine. run_id: the same on all machines.
-    stall_seconds: without a move until it is said who holds the others up.
-    hopeless: whether a failure will come again, so that lost workers are not replaced. done: whether the run is.
-    """
+    def __init__(self, address: str | None = None) -> None:
+        if address is not None:
+            raise ConfigError(
+                f"distributed.on=local:{address}: local takes no address; machines meet at distributed.rendezvous"
+            )
 
-    command: Sequence[str]
-    workers: int
-    run_id: str
-    logs: Path
-    restarts: int
-    stall_seconds: float
-    hopeless: Callable[[], bool]
-    done: Callable[[], bool]
-    nodes: tuple[int, int] = (1, 1)
-    rendezvous: Sequence[Endpoint] = ()
-
-
-def launch(plan: Launch) -> None:
-    """Run until every worker has ended well. TrainingError says which could not be replaced."""
-    _log_to(plan.logs)
-    with _signals_end_it():
-        if not plan.rendezvous:
-            _run(plan, None)
-        else:
-            _run_on_machines(plan)
+    def launch(self, plan: Launch) -> None:
+        log_to(plan.logs / "agent.log", "torch.distributed.elastic")
+        with signals_end_it():
+            if not plan.rendezvous:
+                _run(plan, None)
+            else:
+                _run_on_machines(plan)
 
 
 def _run_on_machines(plan: Launch) -> None:
@@ -171,15 +156,7 @@ class Agent(LocalElasticAgent):
         return _say_failure(*min(killed or result.failures.items()))
 
     def say_given_up(self, result: RunResult) -> str:
-        again = "run the same command again to go on from the last checkpoint"
-        cause = self.failures.last
-        if self.failures.repeats and cause is not None:
-            return (
-                f"{cause}, {REPEATS} times in a row, and would fail again. Its traceback is in {cause.traceback}; "
-                f"mend what it names, then {again}"
-            )
-        lost = self._say_lost(result)
-        return f"the run is given up after {self.plan.restarts} restarts: {lost}. More is in {self.plan.logs}; {again}"
+        return self.failures.say_given_up(self.plan.restarts, self._say_lost(result))
 
     def _check_place(self) -> None:
         if self.place is not None and self.place.moved():
@@ -246,7 +223,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def _signals_end_it() -> Iterator[None]:
+def signals_end_it() -> Iterator[None]:
     """SIGTERM and SIGINT end workers and command as they end a run without workers."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -266,11 +243,11 @@ def _signals_end_it() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _log_to(folder: Path) -> None:
-    """The agent's own lines go to a file of the run: the user is told what matters by `fastserve.log`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    logger = logging.getLogger("torch.distributed.elastic")
-    handler = logging.FileHandler(folder / "agent.log", encoding="utf-8")
+def log_to(path: Path, name: str) -> None:
+    """The lines of that logger go to a file of the run: the user is told what matters by `fastserve.log`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logger = logging.getLogger(name)
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.handlers[:] = [handler]
     logger.propagate = False

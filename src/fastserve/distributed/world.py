@@ -68,7 +68,8 @@ class World:
 
     @classmethod
     def join(cls, device: torch.device, timeout_seconds: float, pulse: Pulse | None = None) -> World:
-        """Meet the other workers as the environment says (the variables of torchrun). `leave` when done.
+        """Meet the other workers as the environment says (the variables of torchrun), unless whoever started this
+        process has let them meet. `leave` when done.
 
         An exchange that lasts longer than `timeout_seconds` fails.
         """
@@ -79,7 +80,8 @@ class World:
         rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
         world = cls(rank, size, local_rank, local_size, pulse=pulse or Pulse())
         with world.doing("meeting"):
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+            if not dist.is_initialized():
+                dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
         return world
 
     def leave(self) -> None:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from fastserve.bundle.bundle import Bundle
 from fastserve.bundle.format import DataSource
 from fastserve.config import Config
+from fastserve.distributed import launcher
 from fastserve.models import reads
 from fastserve.plugins import TASKS
 from fastserve.training.prepare import describe_sources, prepare
@@ -27,6 +28,8 @@ def train(config: Config) -> Bundle:
     started = datetime.now(UTC)
     TASKS.load(config.task)
     check_network(config.model.network)
+    if config.distributed.on != "local":
+        launcher.pick(config.distributed)
     sources = describe_sources(config.data)
     with open_run(config, sources) as folder:
         with folder.preparing():

@@ -110,7 +110,7 @@ def _held(path: Path, config: Config) -> Iterator[None]:
         if first:
             _forget(RunFolder(path))
             files.write_json(path / PARTY, _party(config))
-        if config.distributed.nodes_range[1] > 1:
+        if config.distributed.meets:
             fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
@@ -124,7 +124,7 @@ def _together(path: Path, config: Config) -> bool:
                 return False
     except FileNotFoundError:
         return False
-    return config.distributed.nodes_range[1] > 1 and theirs == _party(config)
+    return config.distributed.meets and theirs == _party(config)
 
 
 def _party(config: Config) -> dict[str, str | None]:

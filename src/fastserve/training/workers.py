@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import functools
 import json
 import os
 import signal
@@ -18,8 +19,9 @@ import torch
 
 from fastserve import device, errors, files
 from fastserve.config import DistributedConfig, home
-from fastserve.distributed import failures
-from fastserve.distributed.launch import PARENT, Launch, launch
+from fastserve.distributed import failures, launcher
+from fastserve.distributed.launch import PARENT
+from fastserve.distributed.launcher import Launch
 from fastserve.distributed.network import Endpoint
 from fastserve.distributed.pulse import Heartbeat, Pulse, stack_file
 from fastserve.distributed.world import World
@@ -34,8 +36,8 @@ PR_SET_PDEATHSIG = 1
 
 
 def several(settings: DistributedConfig) -> bool:
-    """Whether more than one worker is asked for."""
-    return workers_here(settings) > 1 or settings.nodes_range[1] > 1
+    """Whether more than one worker is asked for, or one that is elsewhere."""
+    return settings.on != "local" or workers_here(settings) > 1 or settings.nodes_range[1] > 1
 
 
 def workers_here(settings: DistributedConfig) -> int:
@@ -57,18 +59,22 @@ def train_on_workers(folder: RunFolder, origin: Origin) -> None:
             files.write_json(job, origin.to_json())
     plan = Launch(
         command=(sys.executable, "-m", "fastserve", "worker", str(folder.path)),
+        work=functools.partial(run_worker, folder),
         workers=workers_here(settings),
+        accelerated=origin.config.train.device != "cpu",
         run_id=folder.path.name,
         logs=folder.workers,
         restarts=settings.restarts,
         stall_seconds=min(settings.stall_seconds, settings.timeout_seconds / 2),
+        timeout_seconds=settings.timeout_seconds,
         nodes=settings.nodes_range,
         rendezvous=_rendezvous(settings),
         hopeless=failure.is_file,
         done=lambda: folder.finished,
+        give_up=functools.partial(_leave_failure, failure),
     )
     try:
-        launch(plan)
+        launcher.pick(settings).launch(plan)
     except TrainingError as error:
         if plan.rendezvous:
             _leave_failure(failure, error)  # for the other machines
@@ -77,7 +83,7 @@ def train_on_workers(folder: RunFolder, origin: Origin) -> None:
 
 
 def _rendezvous(settings: DistributedConfig) -> list[Endpoint]:
-    if settings.nodes_range[1] == 1:
+    if not settings.meets:
         return []
     if settings.rendezvous is None:
         raise ConfigError(
@@ -86,8 +92,11 @@ def _rendezvous(settings: DistributedConfig) -> list[Endpoint]:
     return Endpoint.parse_all(settings.rendezvous)
 
 
-def run_worker(folder: RunFolder) -> None:
-    """What each worker does. A failure that would come again is left in the run's folder for the command to show."""
+def run_worker(folder: RunFolder) -> int:
+    """What each worker does; the exit code. The environment says which of them it is (the variables of torchrun).
+
+    A failure that would come again is left in the run's folder for the command to show.
+    """
     _end_with_parent()
     rank, pulse = int(os.environ["RANK"]), Pulse()
     folder.workers.mkdir(exist_ok=True)
@@ -98,10 +107,7 @@ def run_worker(folder: RunFolder) -> None:
         faulthandler.register(signal.SIGUSR1, stacks, all_threads=True)
         code = _try_to_work(folder, rank, pulse)
         faulthandler.unregister(signal.SIGUSR1)
-    if code:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # what torch would do first may wait for workers that are gone
+    return code
 
 
 def _try_to_work(folder: RunFolder, rank: int, pulse: Pulse) -> int:

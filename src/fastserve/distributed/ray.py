@@ -1,0 +1,250 @@
+"""Workers on Ray: Ray Train places them and replaces those that are lost; what they do is what they do without it.
+
+The checkpoints are those of the run's folder, which all machines share; nothing of them goes through Ray. What the
+leader and Ray's controller have to say goes to files of that folder, which the command reads to the user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from fastserve import config, device, log
+from fastserve.distributed.failures import Failures
+from fastserve.distributed.launch import log_to, signals_end_it
+from fastserve.distributed.launcher import Launch
+from fastserve.distributed.pulse import heartbeat_file
+from fastserve.distributed.stall import Doctor
+from fastserve.errors import FastServeError, StorageError, TrainingError
+
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is told to its makers
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+PASSED = ("PYTHONPATH", "OMP_WAIT_POLICY")
+"""Environment variables that workers get from the command, as they would on its machine."""
+OBJECT_BYTES = 128 << 20
+"""Of shared memory, for a Ray of our own: no data goes through it."""
+LOOK_SECONDS = 0.2
+LEADER, CONTROLLER = "rank-0.log", "ray-told.log"
+
+
+class OnRay:
+    """address: of a cluster that this machine is part of, or `auto`; None for $RAY_ADDRESS or a Ray of our own."""
+
+    def __init__(self, address: str | None = None) -> None:
+        self.address = address or os.environ.get("RAY_ADDRESS") or "local"
+
+    def launch(self, plan: Launch) -> None:
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        log_to(plan.logs / "ray.log", "ray")
+        with self._connected(plan), signals_end_it():
+            fit = Fit(_trainer(plan))
+            fit.start()
+            _follow(plan, fit)
+        if fit.error is not None and not plan.hopeless():
+            raise TrainingError(f"Ray cannot go on: {_first_line(fit.error)}. More is in {plan.logs}") from fit.error
+
+    @contextlib.contextmanager
+    def _connected(self, plan: Launch) -> Iterator[None]:
+        """Within a Ray: that which the program is in already, or else one for the time of the run."""
+        if ray.is_initialized():
+            yield
+            return
+        own = {"num_cpus": max(device.cores(), _most(plan)), "object_store_memory": OBJECT_BYTES}
+        try:
+            ray.init(
+                self.address,
+                include_dashboard=False if self.address == "local" else None,
+                log_to_driver=False,
+                configure_logging=False,
+                **(own if self.address == "local" else {}),
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise TrainingError(
+                f"no Ray at '{self.address}': {_first_line(error)}. Expected ray:HOST:PORT of a cluster that this "
+                "machine is part of (ray start --address=HOST:PORT), ray:auto, or ray alone"
+            ) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+class Fit(threading.Thread):
+    """Waits for Ray Train aside, so that signals reach the command (Ray would take SIGINT for itself)."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(name="ray-train", daemon=True)
+        self.trainer = trainer
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self.trainer.fit()
+        except Exception as error:
+            self.error = error
+
+
+def _trainer(plan: Launch) -> TorchTrainer:
+    gpus = plan.accelerated and ray.cluster_resources().get("GPU", 0) >= _least(plan)
+    kind, have = ("GPU" if gpus else "CPU"), ray.cluster_resources()
+    if have.get(kind, 0) < _least(plan):
+        log.warn(f"Ray has {have.get(kind, 0):.0f} {kind} for {_least(plan)} workers: it waits until there are more")
+    variables = {name: os.environ[name] for name in PASSED if name in os.environ}
+    variables["FASTSERVE_HOME"] = str(config.home())
+    return TorchTrainer(
+        _work,
+        train_loop_config={"plan": plan, "folder": os.getcwd()},
+        torch_config=TorchConfig("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout_s=int(plan.timeout_seconds)),
+        scaling_config=train.ScalingConfig(
+            num_workers=_least(plan) if _least(plan) == _most(plan) else (_least(plan), _most(plan)),
+            use_gpu=gpus,
+            placement_strategy="PACK" if plan.nodes[1] == 1 else "SPREAD",
+        ),
+        run_config=train.RunConfig(
+            name=plan.run_id,
+            storage_path=str(plan.logs / "ray"),
+            failure_config=train.FailureConfig(max_failures=plan.restarts),
+            callbacks=[Losses(plan)],
+            worker_runtime_env={"env_vars": variables},
+        ),
+    )
+
+
+def _least(plan: Launch) -> int:
+    return plan.workers * plan.nodes[0]
+
+
+def _most(plan: Launch) -> int:
+    return plan.workers * plan.nodes[1]
+
+
+# In a worker's process
+
+
+def _work(settings: Mapping[str, Any]) -> None:
+    """What Ray runs in each worker, once the process group is there and the environment says which one it is."""
+    plan: Launch = settings["plan"]
+    if plan.done():
+        return
+    if not plan.logs.is_dir():
+        raise StorageError(
+            f"{plan.logs} is not to be seen on {os.uname().nodename}: set $FASTSERVE_HOME to a folder on storage that "
+            "all machines of the Ray cluster share"
+        )
+    if Path(settings["folder"]).is_dir():
+        os.chdir(settings["folder"])  # where the user's own modules are looked for
+    rank = train.get_context().get_world_rank()
+    log.speak_into(plan.logs / f"rank-{rank}.log")
+    log.configure()
+    code = plan.work()
+    if code:
+        raise RuntimeError(f"worker {rank} ended with exit code {code}")
+
+
+# In the controller's process, on the machine of the command
+
+
+class Losses(train.UserCallback):  # type: ignore[misc]
+    """Says what was lost, and ends a run that would fail again."""
+
+    def __init__(self, plan: Launch) -> None:
+        self.plan, self.left = plan, plan.restarts
+        self.failures = Failures(plan.logs / "failures")
+        self.failures.begin()
+
+    def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
+        self.failures.remember(self.failures.cause())
+        self.failures.begin()
+        lost = self._say(worker_exceptions)
+        blind = [error for error in map(_cause, worker_exceptions.values()) if isinstance(error, FastServeError)]
+        if blind:
+            self.plan.give_up(blind[0])
+        elif self.failures.repeats or not self.left:
+            self.plan.give_up(TrainingError(self.failures.say_given_up(self.plan.restarts, lost)))
+        if self.plan.hopeless():
+            raise TrainingError(lost)  # an error of the controller, unlike one of a worker, ends the run at once
+        with open(self.plan.logs / CONTROLLER, "a", encoding="utf-8") as file:
+            again = f"all workers start again from the last checkpoint ({self.left} restarts left)"
+            file.write(f"warning: {lost}; {again}\n")
+        self.left -= 1
+
+    def _say(self, errors: Mapping[int, Exception]) -> str:
+        """The cause where a worker told it, else what Ray says of one that is gone."""
+        cause = self.failures.last
+        if cause is not None:
+            return f"{cause}; its traceback is in {cause.traceback}"
+        rank, error = min(errors.items(), key=lambda item: (_cause(item[1]) is not item[1], item[0]))
+        return f"worker {rank} was lost: {_first_line(_cause(error))}"
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The exception of the work, out of what Ray wraps it in; Ray's own where the worker is gone."""
+    inner: BaseException = getattr(error, "_base_exc", error)
+    return inner
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+# In the command's process
+
+
+def _follow(plan: Launch, fit: Fit) -> None:
+    """Tell the user what is told by the leader, by the controller, and by the doctor, until the run ends."""
+    leader, controller = Told(plan.logs / LEADER), Told(plan.logs / CONTROLLER)
+    doctor = Doctor(plan.logs, plan.stall_seconds)
+    _begin(doctor, plan)
+    while True:
+        alive = fit.is_alive()
+        leader.tell()
+        if controller.tell():
+            _begin(doctor, plan)
+        if not alive:
+            return
+        if all(heartbeat_file(plan.logs, rank).exists() for rank in range(_least(plan))) and (told := doctor.look()):
+            log.warn(told)
+        fit.join(LOOK_SECONDS)
+
+
+def _begin(doctor: Doctor, plan: Launch) -> None:
+    """Workers start; how long that takes is Ray's affair, so that they are looked after once all of them are there."""
+    for rank in range(_least(plan)):
+        heartbeat_file(plan.logs, rank).unlink(missing_ok=True)
+    doctor.begin(_least(plan), {})
+
+
+class Told:
+    """The lines that are added to a file from now on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.place = path.stat().st_size if path.exists() else 0
+
+    def tell(self) -> int:
+        """Say those that are new; how many there were."""
+        if not self.path.exists():
+            return 0
+        with open(self.path, "rb") as file:
+            file.seek(self.place)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self.place += len(whole + end)
+        lines = (whole + end).decode("utf-8", "replace").splitlines()
+        for line in lines:
+            text = line.removeprefix("warning: ")
+            (log.say if text == line else log.warn)(text)
+        return len(lines)
