@@ -88,7 +88,7 @@ def test_long_work_that_is_known_is_no_stall(tmp_path: Path) -> None:
 
 def test_what_lay_there_before_counts_for_nothing(tmp_path: Path) -> None:
     beat(tmp_path, 0, step=5, doing="data", turns=9, beats=1, stack="of the past")
-    doctor = Doctor(tmp_path, stall_seconds=0.5)
+    doctor = Doctor(tmp_path, stall_seconds=0.5, start_seconds=0.5)
     doctor.begin(1, {})
     told = look_until_told(doctor, 4)
     assert told is not None

@@ -16,6 +16,7 @@ from typing import Any
 from fastserve.distributed.pulse import EXCHANGE, PATIENT, heartbeat_file, stack_file
 
 LOOK_SECONDS = 1.0
+START_SECONDS = 90.0
 SILENT_SECONDS = 5.0
 """A worker whose heartbeat is older does not run, or is not to be reached."""
 DUMP_SECONDS = 2.0
@@ -55,10 +56,15 @@ class Sight:
 
 
 class Doctor:
-    """Looks at the heartbeats in `folder`. stall_seconds: without any worker doing something else until it speaks."""
+    """Looks at the heartbeats in `folder`.
 
-    def __init__(self, folder: Path, stall_seconds: float) -> None:
+    stall_seconds: without any worker doing something else until it speaks. start_seconds: the same while a worker has
+    not yet been heard of, since a busy machine may be long about starting it.
+    """
+
+    def __init__(self, folder: Path, stall_seconds: float, start_seconds: float = START_SECONDS) -> None:
         self.folder, self.stall_seconds = folder, stall_seconds
+        self.start_seconds = max(stall_seconds, start_seconds)
         self.sights: list[Sight] = []
 
     def begin(self, size: int, pids: Mapping[int, int]) -> None:
@@ -77,8 +83,9 @@ class Doctor:
         for sight in self.sights:
             self._refresh(sight, now)
         still = now - max(sight.moved for sight in self.sights)
-        if still < self.stall_seconds or any(sight.doing in PATIENT for sight in self.sights):
-            self._told = self._told and still >= self.stall_seconds
+        limit = self.stall_seconds if all(sight.content for sight in self.sights) else self.start_seconds
+        if still < limit or any(sight.doing in PATIENT for sight in self.sights):
+            self._told = self._told and still >= limit
             return None
         if self._told:
             return None
