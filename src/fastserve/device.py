@@ -28,6 +28,9 @@ LARGEST_KEPT_BYTES = 32 << 20
 """The most that glibc takes; a larger block is always given back to the system."""
 
 
+LARGE_BYTES = 1 << 20
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep what is freed for the next allocation instead of giving it back to the system.
 
@@ -35,13 +38,24 @@ def keep_freed_memory() -> None:
     an encoder's steps took a tenth more processor time. Does nothing without glibc, or where the user's environment
     says what malloc keeps.
     """
+    _set_malloc(trim_threshold=KEPT_BYTES, mmap_threshold=LARGEST_KEPT_BYTES)
+
+
+def give_back_large_blocks() -> None:
+    """Let large blocks go back to the system once they are freed: where memory is short and not time.
+
+    Does nothing where `keep_freed_memory` does nothing.
+    """
+    _set_malloc(trim_threshold=LARGE_BYTES, mmap_threshold=LARGE_BYTES)
+
+
+def _set_malloc(*, trim_threshold: int, mmap_threshold: int) -> None:
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # malloc.h
-        mallopt(trim_threshold, KEPT_BYTES)
-        mallopt(mmap_threshold, LARGEST_KEPT_BYTES)
+        mallopt(-1, trim_threshold)  # malloc.h
+        mallopt(-3, mmap_threshold)
 
 
 def give_back_freed_memory() -> None:

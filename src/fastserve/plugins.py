@@ -125,6 +125,7 @@ STRATEGIES = NameTable(
     "distributed",
     {
         "ddp": "fastserve.distributed.ddp:Ddp",
+        "fsdp": "fastserve.distributed.fsdp:Fsdp",
     },
 )
 

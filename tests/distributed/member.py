@@ -6,6 +6,8 @@ python member.py STRATEGY OUT: with the variables of torchrun in the environment
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,12 +51,20 @@ def rows() -> MemoryRows:
 
 
 def run_of(
-    name: str, options: dict[str, object], settings: DistributedConfig, world: World, folder: Path
+    name: str,
+    options: Mapping[str, object],
+    settings: DistributedConfig,
+    world: World,
+    folder: Path,
+    *,
+    empty: bool = False,
 ) -> TrainingRun:
+    """empty: the network takes no memory until the strategy gives it some."""
     torch.manual_seed(0)
     data = rows()
     task = Classification(["a", "b", "c"], class_weights=[1.0, 2.0, 0.5])
-    network = build(name, options, NetworkShape({"tokens": WORDS, "ngrams": WORDS}, 3))
+    with torch.device("meta") if empty else nullcontext():
+        network = build(name, options, NetworkShape({"tokens": WORDS, "ngrams": WORDS}, 3))
     if isinstance(network, HasStatistics):
         network.fit_statistics([({"ngrams": data.inputs["ngrams"], "tokens": data.inputs["tokens"]}, data.targets)])
     recipe = replace(find(name).recipe(ROWS, 3), batch=BATCH, epochs=2)

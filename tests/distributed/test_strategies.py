@@ -20,11 +20,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["ddp"])
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
 def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What four workers found."""
     folder = tmp_path_factory.mktemp(request.param)
-    run_workers(4, [MEMBER, request.param, str(folder)])
+    run_workers(4, [MEMBER, request.param, str(folder)], seconds=300)
     return folder
 
 

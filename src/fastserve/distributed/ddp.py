@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
-import torch.distributed as dist
 from pydantic import Field
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastserve.config import Positive, Section
 from fastserve.distributed.rows import average_rows
-from fastserve.distributed.strategy import Alone, Named
-from fastserve.distributed.world import Part
+from fastserve.distributed.strategy import Alone, Named, start_alike
+from fastserve.distributed.world import Part, World
 
 
 class DdpOptions(Section):
@@ -39,10 +38,15 @@ class Ddp(Alone):
     Options: ClassVar[type[Section]] = DdpOptions
     options: DdpOptions
 
+    def __init__(self, options: DdpOptions, world: World) -> None:
+        super().__init__(options, world)
+        self._averaged: list[nn.Parameter] = []
+        self._steps = 0
+
     def place(self, module: nn.Module, tables: Named) -> nn.Module:
-        for tensor in (*module.parameters(), *module.buffers()):
-            dist.broadcast(tensor.detach(), 0)
+        start_alike((*module.parameters(), *module.buffers()), self.world)
         left = [p for name, p in module.named_parameters() if p.requires_grad and name not in tables]
+        self._averaged = left
         if not left:
             return module
         ignored = [*tables, *(name for name, _ in module.named_buffers())]
@@ -76,6 +80,19 @@ class Ddp(Alone):
     def weight(self, part: Part) -> float:
         """Gradients are averaged over workers: each mean counts by its rows."""
         return part.share * self.world.size
+
+    def after_step(self) -> None:
+        self._steps += 1
+        self.world.traffic.reduced("gradients", sum(self._travels(parameter) for parameter in self._averaged))
+
+    def _travels(self, parameter: nn.Parameter) -> int:
+        """Bytes of a gradient as it is compressed."""
+        if self.options.compression == "bf16":
+            return 2 * parameter.numel()
+        if self.options.compression == "powersgd" and self._steps > self.options.powersgd_start and parameter.dim() > 1:
+            narrow = self.options.powersgd_rank * (len(parameter) + parameter[0].numel())
+            return 4 * narrow if 2 * narrow < parameter.numel() else parameter.nbytes
+        return parameter.nbytes
 
     def reduce(self, tables: Iterable[nn.Parameter]) -> None:
         for table in tables:

@@ -19,8 +19,8 @@ def average_rows(table: nn.Parameter, world: World) -> None:
     counts[world.rank] = len(rows)
     dist.all_reduce(counts)
     sizes = counts.tolist()
-    all_rows = _gathered(rows, sizes)
-    all_values = _gathered(values, sizes) / world.size
+    all_rows = gathered(rows, sizes, world)
+    all_values = gathered(values, sizes, world) / world.size
     gradient = torch.sparse_coo_tensor(all_rows[None], all_values, table.shape, check_invariants=False)
     table.grad = gradient.coalesce()
 
@@ -34,10 +34,11 @@ def _touched(table: nn.Parameter) -> tuple[Tensor, Tensor]:
     return gradient._indices()[0], gradient._values()
 
 
-def _gathered(tensor: Tensor, sizes: list[int]) -> Tensor:
-    """Tensors (N_rank, ...) of all workers, one behind the other."""
+def gathered(tensor: Tensor, sizes: list[int], world: World) -> Tensor:
+    """Tensors (N_rank, ...) of all workers, one behind the other. sizes: N of each rank."""
     padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])
     padded[: len(tensor)] = tensor.detach()
     parts = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(parts, padded)
+    world.traffic.gathered("rows", padded.nbytes)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])

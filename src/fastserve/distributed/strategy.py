@@ -23,6 +23,9 @@ class Strategy(Protocol):
 
     Options: ClassVar[type[Section]]
 
+    starts_empty: bool
+    """Whether `place` gives a module on the meta device its first values (`models.network.HasFirstValues`)."""
+
     def __init__(self, options: Any, world: World) -> None: ...
 
     def place(self, module: nn.Module, tables: Named) -> nn.Module:
@@ -76,6 +79,7 @@ class Alone:
     """One worker: nothing to share. The base of the others, which say what they do differently."""
 
     Options: ClassVar[type[Section]] = Section
+    starts_empty = False
 
     def __init__(self, options: Any = None, world: World = ALONE) -> None:
         self.options, self.world = options, world
@@ -111,6 +115,15 @@ class Alone:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         return
+
+
+def start_alike(tensors: Iterable[Tensor], world: World) -> None:
+    """Give `tensors` the values that they have in the first worker."""
+    import torch.distributed as dist
+
+    for tensor in tensors:
+        dist.broadcast(tensor.detach(), 0)
+        world.traffic.told("start", tensor.nbytes)
 
 
 def pick(settings: DistributedConfig, world: World) -> Strategy:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from fastserve.distributed.pulse import EXCHANGE, During, Pulse
+from fastserve.distributed.traffic import Traffic
 from fastserve.types import LongArray
 
 Item = TypeVar("Item")
@@ -63,8 +64,15 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """What this worker computes on."""
     pulse: Pulse = field(default_factory=Pulse, repr=False, compare=False)
     """What this worker does right now."""
+    traffic: Traffic = field(init=False, compare=False)
+    """What this worker has sent so far."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "traffic", Traffic(self.size))
 
     @classmethod
     def join(cls, device: torch.device, timeout_seconds: float, pulse: Pulse | None = None) -> World:
@@ -78,7 +86,7 @@ class World:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
-        world = cls(rank, size, local_rank, local_size, pulse=pulse or Pulse())
+        world = cls(rank, size, local_rank, local_size, device=device, pulse=pulse or Pulse())
         with world.doing("meeting"):
             if not dist.is_initialized():
                 dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
@@ -134,6 +142,7 @@ class World:
         padded[: len(array)] = array
         found = [torch.empty(padded.shape, dtype=torch.from_numpy(padded).dtype) for _ in range(self.size)]
         dist.all_gather(found, torch.from_numpy(padded))
+        self.traffic.gathered("results", padded.nbytes)
         return np.concatenate([part.numpy()[:count] for part, count in zip(found, counts.tolist(), strict=True)])
 
     @_named("told")

@@ -6,8 +6,9 @@ attention looks at a text as a whole and is given the padded form, without a mas
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -111,6 +112,11 @@ class Block(nn.Module):
         return torch.addcmul(tokens, branch, kept.index_select(0, layout.rows))
 
 
+def random_vectors(rows: int, dim: int) -> Tensor:
+    """float32 (rows, dim), of length about 1."""
+    return torch.randn(rows, dim) / math.sqrt(dim)
+
+
 class TransformerEncoder(nn.Module):
     """Token embedding and sinusoidal positions, blocks, norm, pooling, linear layer."""
 
@@ -124,17 +130,31 @@ class TransformerEncoder(nn.Module):
         self.sparse_gradients = False
         self.first_token = shape.vocabulary["tokens"]
         extra = 1 if options.pooling == "cls" else 0
-        self.embedding = nn.Parameter(torch.randn(self.first_token + extra, options.dim) / math.sqrt(options.dim))
+        self.embedding = nn.Parameter(random_vectors(self.first_token + extra, options.dim))
         self.blocks = nn.ModuleList(Block(options) for _ in range(options.layers))
         self.norm = nn.LayerNorm(options.dim)
         self.output = nn.Linear(options.dim, shape.outputs)
         for block in self.blocks:  # so that the sum over all branches keeps its size (Radford et al. 2019)
             for name in ("attention_output", "outer"):
-                block.get_parameter(f"{name}.weight").data.div_(math.sqrt(2 * options.layers))
+                block.get_parameter(f"{name}.weight").data.div_(self._branches())
 
     @classmethod
     def recipe(cls, rows: int, outputs: int) -> Recipe:
         return Recipe(epochs=5, batch=64, learning_rate=1e-3, warmup=0.1, bf16=True)
+
+    def _branches(self) -> float:
+        """What the last weights of a branch are divided by."""
+        return math.sqrt(2 * self.options.layers)
+
+    def first_values(self) -> Iterator[tuple[str, Tensor]]:
+        yield "embedding", random_vectors(*self.embedding.shape)
+        for place, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.LayerNorm):
+                fresh = copy.deepcopy(module).to_empty(device="cpu")
+                fresh.reset_parameters()
+                if place.endswith((".attention_output", ".outer")):
+                    fresh.weight.data.div_(self._branches())
+                yield from ((f"{place}.{name}", value.detach()) for name, value in fresh.named_parameters())
 
     def sparse_parameters(self) -> list[str]:
         return ["embedding"]

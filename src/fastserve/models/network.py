@@ -7,7 +7,7 @@ Face folder and a user's own torch module are made to follow them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
@@ -117,6 +117,18 @@ class HasParameterGroups(Protocol):
 
     def parameter_groups(self) -> Iterable[ParameterGroup]:
         """Parameters that none of the groups names are trained as the recipe says."""
+        ...
+
+
+@runtime_checkable
+class HasFirstValues(Protocol):
+    """A network that can be built on the meta device, without memory, and told its first weights one after the other.
+
+    So one that is larger than the memory of a worker starts: each keeps its shard of a weight and lets the rest go.
+    """
+
+    def first_values(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and value of every parameter and buffer, drawn at random exactly as the constructor draws them."""
         ...
 
 

@@ -226,10 +226,8 @@ class TrainingRun:
         """
         self.objective.eval()
         found = []
-        without_gradients = (
-            torch.inference_mode() if self.world.alone else torch.no_grad()
-        )  # shards cannot do the first
-        with without_gradients, self._autocast():
+        no_gradients = torch.inference_mode if self.world.alone else torch.no_grad  # weights in shards want the second
+        with no_gradients(), self._autocast():
             for rows, counts in self.world.turns(batches):
                 self.world.pulse.turns += 1
                 batch = data.batch(rows)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import cast
 
 from torch import Tensor, nn
 
+from fastserve.models.network import HasFirstValues
 from fastserve.models.ragged import RaggedTensor
 from fastserve.tasks.base import Task
 
@@ -30,3 +32,8 @@ class Objective(nn.Module):
             outputs: Tensor = self.network(inputs)
             return outputs
         return self.task.loss(self.network, inputs, targets, rows)
+
+    def first_values(self) -> Iterator[tuple[str, Tensor]]:
+        """As `HasFirstValues`, of a network that has them."""
+        for name, value in cast(HasFirstValues, self.network).first_values():
+            yield f"network.{name}", value

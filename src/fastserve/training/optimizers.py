@@ -72,18 +72,18 @@ class Optimizers:
     def _add(self, group: ParameterGroup, members: Mapping[str, nn.Parameter], tables: set[str]) -> None:
         """One optimizer for the dense members of a group, and those that accumulate, and one for the others."""
         rate = self.recipe.learning_rate * group.rate
-        accumulated = tuple(p for name, p in members.items() if name in tables and group.accumulate > 1)
-        sparse = tables if group.accumulate == 1 else set()
-        matrices = [p for name, p in members.items() if name not in sparse and p.dim() >= 2]
-        vectors = [p for name, p in members.items() if name not in sparse and p.dim() < 2]
-        by_rows = [p for name, p in members.items() if name in sparse]
+        big = [p for name, p in members.items() if name in tables]
+        waiting, by_rows = (big, []) if group.accumulate > 1 else ([], big)
+        matrices = [p for name, p in members.items() if name not in tables and p.dim() >= 2]
+        vectors = [p for name, p in members.items() if name not in tables and p.dim() < 2]
         dense = [
             {"params": matrices, "lr": rate, "full_rate": rate, "weight_decay": group.weight_decay},
+            {"params": waiting, "lr": rate, "full_rate": rate, "weight_decay": group.weight_decay},  # never in shards
             {"params": vectors, "lr": rate, "full_rate": rate, "weight_decay": 0.0},
         ]
         dense = [part for part in dense if part["params"]]
         if dense:
-            self.parts.append(Part(DENSE[group.optimizer](dense), accumulated, group.accumulate))
+            self.parts.append(Part(DENSE[group.optimizer](dense), tuple(waiting), group.accumulate))
         if by_rows:
             optimizer = SPARSE[group.optimizer]([{"params": by_rows, "lr": rate, "full_rate": rate}])
             self.parts.append(Part(optimizer, tuple(by_rows)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,9 @@ class Setup:
         """The run before its first step (or before it takes up a checkpoint). scratch: for what can be made again."""
         settings = self.settings()
         place = device.pick_device(self.config.train.device)
+        strategy = pick(self.config.distributed, world)
         torch.manual_seed(self.config.train.seed)
-        network = self.network()
+        network = self.network(may_be_empty=strategy.starts_empty)
         if not world.leads:
             torch.manual_seed(self.config.train.seed + world.rank)  # the same weights, other words dropped
         encoding = self.kind.encodings[0]
@@ -67,7 +69,7 @@ class Setup:
             precision=self.precision(settings, place),
             folder=checkpoints,
             world=world,
-            strategy=pick(self.config.distributed, world),
+            strategy=strategy,
         )
 
     def settings(self) -> Settings:
@@ -94,10 +96,15 @@ class Setup:
             raise ConfigError(f"train.class_weights names '{label}', which is no label: {choices(label, labels)}")
         return [wanted.get(label, 1.0) for label in labels]
 
-    def network(self) -> nn.Module:
-        """The network, with what it learns from counts and with the user's word vectors."""
+    def network(self, *, may_be_empty: bool = False) -> nn.Module:
+        """The network, with what it learns from counts and with the user's word vectors.
+
+        may_be_empty: leave it on the meta device where its first weights can be told later (`HasFirstValues`).
+        """
         model = self.config.model
-        network = build(self.prepared.network, model.options, self.prepared.shape)
+        empty = may_be_empty and model.embeddings is None and hasattr(self.kind, "first_values")
+        with torch.device("meta") if empty else nullcontext():
+            network = build(self.prepared.network, model.options, self.prepared.shape)
         if isinstance(network, HasStatistics):
             network.fit_statistics(encoded_blocks(self.prepared.train))
         if model.embeddings is not None:

@@ -1,0 +1,155 @@
+"""`fsdp`: every worker keeps a shard of each weight, of its gradient and of the optimizer's state.
+
+A model larger than the memory of one worker trains: a block's weights are together only while it computes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from fastserve import device
+from fastserve.config import Section
+from fastserve.distributed.rows import average_rows
+from fastserve.distributed.strategy import Alone, Named, start_alike
+from fastserve.distributed.world import Part, World
+from fastserve.errors import TrainingError
+from fastserve.models.network import HasFirstValues
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class FsdpOptions(Section):
+    """`distributed.options` of fsdp."""
+
+    weights: Literal["fp32", "bf16"] = Field("fp32", description="what weights travel and are computed with as")
+    gradients: Literal["fp32", "bf16"] = Field("fp32", description="what gradients travel as")
+    reshard_after_forward: bool = Field(
+        True, description="drop a block's weights until its backward pass: less memory, gathered twice in a step"
+    )
+    cpu_offload: bool = Field(False, description="keep shards in the machine's memory and not in that of the GPU")
+
+
+class Fsdp(Alone):
+    """Shards by torch's `fully_shard` (Zhao et al. 2023, arXiv 2304.11277), around each block and around the rest.
+
+    The result of a step is that of one worker with all rows, to rounding.
+    """
+
+    Options: ClassVar[type[Section]] = FsdpOptions
+    options: FsdpOptions
+    starts_empty = True
+
+    def __init__(self, options: FsdpOptions, world: World) -> None:
+        super().__init__(options, world)
+        self._shards: list[nn.Parameter] = []
+        self._shards_of_blocks: list[nn.Parameter] = []
+
+    def place(self, module: nn.Module, tables: Named) -> nn.Module:
+        device.give_back_large_blocks()  # as the weights of blocks are: kept, they took twice as much as all else
+        empty = any(tensor.is_meta for tensor in module.parameters())
+        plan = copy.deepcopy(module) if empty else module
+        if not empty:
+            start_alike(chain(module.parameters(), module.buffers()), self.world)
+        self._shard(module, tables)
+        if empty:
+            self._fill(module, cast(HasFirstValues, plan))
+        self._shards = in_shards(module)
+        self._shards_of_blocks = [shard for block in blocks(module) for shard in in_shards(block)]
+        module.register_forward_pre_hook(lambda *_: self._gathered(self._shards))
+        return module
+
+    def _shard(self, module: nn.Module, tables: Named) -> None:
+        offloaded = self.options.cpu_offload and self.world.device.type != "cpu"
+        settings: dict[str, Any] = {
+            "mesh": init_device_mesh(self.world.device.type, (self.world.size,)),
+            "mp_policy": MixedPrecisionPolicy(DTYPES[self.options.weights], DTYPES[self.options.gradients]),
+            "offload_policy": CPUOffloadPolicy() if offloaded else OffloadPolicy(),
+            "ignored_params": set(tables.values()),
+        }
+        for block in blocks(module):
+            fully_shard(block, reshard_after_forward=self.options.reshard_after_forward, **settings)
+        fully_shard(module, **settings)
+
+    def _fill(self, module: nn.Module, plan: HasFirstValues) -> None:
+        """Give a module without memory its shards of the first worker's first values, one whole tensor at a time."""
+        offloaded = self.options.cpu_offload
+        module.to_empty(device="cpu" if offloaded else self.world.device)
+        targets = dict(chain(module.named_parameters(), module.named_buffers()))
+        with random_state_of_first(), torch.no_grad():
+            for name, value in plan.first_values():
+                copy_shard(targets.pop(name), value)
+        if targets:
+            raise TrainingError(f"the network gives no first value of {', '.join(targets)}: its class must yield all")
+
+    def weight(self, part: Part) -> float:
+        """Gradients are averaged over workers: each mean counts by its rows."""
+        return part.share * self.world.size
+
+    def reduce(self, tables: Iterable[nn.Parameter]) -> None:
+        for table in tables:
+            average_rows(table, self.world)
+
+    def after_step(self) -> None:
+        """Count what the backward pass sent."""
+        if self.options.reshard_after_forward:
+            self._gathered(self._shards_of_blocks)
+        size = DTYPES[self.options.gradients].itemsize
+        self.world.traffic.scattered("gradients", size * sum(shard.numel() for shard in self._shards))
+
+    def _gathered(self, shards: Iterable[nn.Parameter]) -> None:
+        size = DTYPES[self.options.weights].itemsize
+        self.world.traffic.gathered("weights", size * sum(shard.numel() for shard in shards) / self.world.size)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@contextmanager
+def random_state_of_first() -> Iterator[None]:
+    """While entered, draw the numbers that the first worker draws; only there do they count as drawn."""
+    own = torch.get_rng_state()
+    first = own.clone()
+    dist.broadcast(first, 0)
+    torch.set_rng_state(first)
+    try:
+        yield
+    finally:
+        if dist.get_rank():
+            torch.set_rng_state(own)
+
+
+def copy_shard(target: Tensor, value: Tensor) -> None:
+    """Copy what belongs to this worker of `value`, which all workers have."""
+    if isinstance(target, DTensor):
+        shard = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+        target, value = target.to_local(), shard.to_local()
+    target.copy_(value)
+
+
+def in_shards(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if isinstance(parameter, DTensor)]
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The elements of the outermost lists of modules below `module` that have modules of their own.
+
+    A list within such an element may hold what only some rows call (experts); and a layer in a list may be a mere place
+    for weights that others read.
+    """
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from (element for element in child if any(element.children()))
+        else:
+            yield from blocks(child)
