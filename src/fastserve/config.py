@@ -172,7 +172,7 @@ class DistributedConfig(Section):
         description="ddp (gradients averaged every step), fsdp (weights in shards), diloco (for slow links), or module:Class",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="the strategy's own")
-    on: str = Field(
+    run_on: str = Field(
         "local",
         min_length=1,
         description="who has the workers: local (this machine, and those where the same command is given), ray (a Ray of its own; that of $RAY_ADDRESS where this is set), or ray:ADDRESS (a Ray cluster that this machine is part of)",
@@ -210,14 +210,14 @@ class DistributedConfig(Section):
 
     @property
     def launcher(self) -> tuple[str, str | None]:
-        """The name in `on`, and the address behind it."""
-        name, _, address = self.on.partition(":")
+        """The name in `run_on`, and the address behind it."""
+        name, _, address = self.run_on.partition(":")
         return name, address or None
 
     @property
     def meets(self) -> bool:
         """Whether the same command is given on several machines, which meet."""
-        return self.on == "local" and self.nodes_range[1] > 1
+        return self.run_on == "local" and self.nodes_range[1] > 1
 
 
 class Config(Section):

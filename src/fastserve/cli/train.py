@@ -49,7 +49,7 @@ def train(
     values: dict[str, Any] = {
         "data": _given(train=data, test=test),
         "model": _given(network=network),
-        "distributed": _given(workers=workers, nodes=nodes, rendezvous=rendezvous, on=on),
+        "distributed": _given(workers=workers, nodes=nodes, rendezvous=rendezvous, run_on=on),
     }
     settings = config.load_config(
         paths[0] if paths else None,

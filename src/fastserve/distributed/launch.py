@@ -58,7 +58,7 @@ class Elastic:
     def __init__(self, address: str | None = None) -> None:
         if address is not None:
             raise ConfigError(
-                f"distributed.on=local:{address}: local takes no address; machines meet at distributed.rendezvous"
+                f"distributed.run_on=local:{address}: local takes no address; machines meet at distributed.rendezvous"
             )
 
     def launch(self, plan: Launch) -> None:

@@ -43,7 +43,7 @@ class Launch:
 
 
 class Launcher(Protocol):
-    """One way to have workers. Made with what follows the name in `distributed.on`, or with None."""
+    """One way to have workers. Made with what follows the name in `distributed.run_on`, or with None."""
 
     def __init__(self, address: str | None) -> None: ...
 
@@ -53,7 +53,7 @@ class Launcher(Protocol):
 
 
 def pick(settings: DistributedConfig) -> Launcher:
-    """The launcher that `distributed.on` names. NotFoundError, MissingExtraError, ConfigError: there is none."""
+    """The launcher that `distributed.run_on` names. NotFoundError, MissingExtraError, ConfigError: there is none."""
     name, address = settings.launcher
     try:
         kind: type[Launcher] = LAUNCHERS.load(name)

@@ -7,6 +7,8 @@ leader and Ray's controller have to say goes to files of that folder, which the 
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -21,7 +23,6 @@ from fastserve import config, device, log
 from fastserve.distributed.failures import Failures
 from fastserve.distributed.launch import log_to, signals_end_it
 from fastserve.distributed.launcher import Launch
-from fastserve.distributed.pulse import heartbeat_file
 from fastserve.distributed.stall import Doctor
 from fastserve.errors import FastServeError, StorageError, TrainingError
 
@@ -49,7 +50,6 @@ class OnRay:
     def launch(self, plan: Launch) -> None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
-        log_to(plan.logs / "ray.log", "ray")
         with self._connected(plan), signals_end_it():
             fit = Fit(_trainer(plan))
             fit.start()
@@ -63,21 +63,19 @@ class OnRay:
         if ray.is_initialized():
             yield
             return
-        own = {"num_cpus": max(device.cores(), _most(plan)), "object_store_memory": OBJECT_BYTES}
+        own: dict[str, Any] = {}
+        if self.address == "local":
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # as it is by itself, but then with a line about it
+            own = {"num_cpus": max(device.cores(), _most(plan)), "object_store_memory": OBJECT_BYTES}
         try:
-            ray.init(
-                self.address,
-                include_dashboard=False if self.address == "local" else None,
-                log_to_driver=False,
-                configure_logging=False,
-                **(own if self.address == "local" else {}),
-            )
+            ray.init(self.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **own)
         except (OSError, RuntimeError, ValueError) as error:
             raise TrainingError(
                 f"no Ray at '{self.address}': {_first_line(error)}. Expected ray:HOST:PORT of a cluster that this "
                 "machine is part of (ray start --address=HOST:PORT), ray:auto, or ray alone"
             ) from error
         try:
+            log_to(plan.logs / "ray.log", "ray")
             yield
         finally:
             ray.shutdown()
@@ -207,25 +205,18 @@ def _first_line(error: BaseException) -> str:
 def _follow(plan: Launch, fit: Fit) -> None:
     """Tell the user what is told by the leader, by the controller, and by the doctor, until the run ends."""
     leader, controller = Told(plan.logs / LEADER), Told(plan.logs / CONTROLLER)
-    doctor = Doctor(plan.logs, plan.stall_seconds)
-    _begin(doctor, plan)
+    doctor = Doctor(plan.logs, plan.stall_seconds, start_seconds=math.inf)  # how long a start takes is Ray's affair
+    doctor.begin(_least(plan), {})
     while True:
         alive = fit.is_alive()
         leader.tell()
         if controller.tell():
-            _begin(doctor, plan)
+            doctor.begin(_least(plan), {})
         if not alive:
             return
-        if all(heartbeat_file(plan.logs, rank).exists() for rank in range(_least(plan))) and (told := doctor.look()):
+        if told := doctor.look():
             log.warn(told)
         fit.join(LOOK_SECONDS)
-
-
-def _begin(doctor: Doctor, plan: Launch) -> None:
-    """Workers start; how long that takes is Ray's affair, so that they are looked after once all of them are there."""
-    for rank in range(_least(plan)):
-        heartbeat_file(plan.logs, rank).unlink(missing_ok=True)
-    doctor.begin(_least(plan), {})
 
 
 class Told:

@@ -28,7 +28,7 @@ def train(config: Config) -> Bundle:
     started = datetime.now(UTC)
     TASKS.load(config.task)
     check_network(config.model.network)
-    if config.distributed.on != "local":
+    if config.distributed.run_on != "local":
         launcher.pick(config.distributed)
     sources = describe_sources(config.data)
     with open_run(config, sources) as folder:
