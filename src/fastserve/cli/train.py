@@ -19,7 +19,7 @@ from fastserve.errors import ConfigError, UserError
 @click.option("--name", help="Publish the model under this name.")
 @click.option("--workers", type=int, help="Processes on this machine, instead of distributed.workers.")
 @click.option("--nodes", help="Machines, N or LEAST:MOST; run the same command on each of them.")
-@click.option("--rendezvous", help="HOST:PORT of one of the machines, where they meet.")
+@click.option("--rendezvous", help="HOST:PORT of one of the machines, where they meet; several, by commas.")
 @click.option("--on", help="local, ray, or ray:ADDRESS of a Ray cluster.")
 @json_option
 def train(

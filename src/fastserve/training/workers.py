@@ -37,7 +37,7 @@ PR_SET_PDEATHSIG = 1
 
 def several(settings: DistributedConfig) -> bool:
     """Whether more than one worker is asked for, or one that is elsewhere."""
-    return settings.on != "local" or workers_here(settings) > 1 or settings.nodes_range[1] > 1
+    return settings.run_on != "local" or workers_here(settings) > 1 or settings.nodes_range[1] > 1
 
 
 def workers_here(settings: DistributedConfig) -> int:
@@ -62,7 +62,7 @@ def train_on_workers(folder: RunFolder, origin: Origin) -> None:
         work=functools.partial(run_worker, folder),
         workers=workers_here(settings),
         accelerated=origin.config.train.device != "cpu",
-        run_id=folder.path.name,
+        run_id=folder.path.name.partition("-")[0],  # machines whose homes are not the same meet too, and are told so
         logs=folder.workers,
         restarts=settings.restarts,
         stall_seconds=min(settings.stall_seconds, settings.timeout_seconds / 2),
