@@ -55,7 +55,7 @@ def export(
     from fastserve.config import check
 
     if kubernetes:
-        export_manifests(model, out, words, as_json=as_json)
+        export_manifests(model, out, words, name=name, as_json=as_json)
         return
     if settings["runtime"] is None:
         raise click.UsageError("what shall run the network? Add --runtime onnx or openvino; or --kubernetes")

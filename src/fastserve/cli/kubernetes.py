@@ -13,13 +13,13 @@ from fastserve.errors import ConfigError, UserError
 from fastserve.registry.names import parse_reference
 
 
-def export_manifests(what: str, out: Path | None, words: Sequence[str], *, as_json: bool) -> None:
+def export_manifests(what: str, out: Path | None, words: Sequence[str], *, name: str | None, as_json: bool) -> None:
     """Write the manifests of a configuration (to train, then serve), or of a model (to serve), to `out`."""
     if out is None:
         raise UserError("where shall the manifests go? Add --out FOLDER")
     options = check(kubernetes.ClusterOptions, _values(words), "--set")
     if Path(what).suffix in (".yaml", ".yml"):
-        config = load_config(what)
+        config = load_config(what, (), {"name": name} if name else {})
         model, content = str(config.name), kubernetes.manifests(config, options)
     else:
         wanted = parse_reference(what)
