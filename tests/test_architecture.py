@@ -21,7 +21,8 @@ SOURCE = ROOT / "src" / "fastserve"
 
 ROWS: dict[int, tuple[str, ...]] = {
     0: ("types", "errors", "config", "plugins", "files", "device", "log"),
-    1: ("text", "data", "models", "distributed"),
+    1: ("text", "data", "models"),
+    2: ("distributed",),
     3: ("tasks",),
     4: ("bundle",),
     5: ("evaluation", "registry"),
