@@ -46,6 +46,7 @@ def test_else_the_one_that_is_in_another_exchange() -> None:
 
 def test_nobody_where_all_wait_in_the_same_exchange() -> None:
     assert held(*(sight(rank, 7, "exchange gather") for rank in range(3))) == []
+    assert held(*(sight(rank, 7, "forward") for rank in range(3))) == []
 
 
 def beat(folder: Path, rank: int, **content: object) -> None:

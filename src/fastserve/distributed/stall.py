@@ -116,11 +116,13 @@ class Doctor:
         still = now - max(sight.moved for sight in self.sights)
         states = {sight.rank: self._state(sight, now) for sight in self.sights}
         held = holding(self.sights, states)
-        waiting = Counter((s.step, s.doing) for s in self.sights if s not in held and s.waits)
         told = f"no worker has moved for {still:.0f} s: "
         if not held:
-            (step, doing), _ = waiting.most_common(1)[0]
-            return told + f"all of them wait in the {doing} after step {step}: look at the network between the machines"
+            one = self.sights[0]
+            why = "; look at the network between the machines" if one.waits else ""
+            told += f"all of them are in: {one.doing}, after step {one.step}{why}. Worker {one.rank}:"
+            return f"{told}\n{self._stack(one, '', now)}".rstrip()
+        waiting = Counter((s.step, s.doing) for s in self.sights if s not in held and s.waits)
         first = held[0]
         others = f" (and {', '.join(s.place for s in held[1:])})" if held[1:] else ""
         told += f"{first.place}{others} holds the others up. "
@@ -170,13 +172,13 @@ class Doctor:
 def holding(sights: list[Sight], states: Mapping[int, str]) -> list[Sight]:
     """Those for whom the others wait: who cannot move, else who is not in the exchange, else who is behind.
 
-    Empty where all wait in the same exchange.
+    Empty where all do the same.
     """
     stuck = [sight for sight in sights if states[sight.rank]]
     if stuck:
         return sorted(stuck, key=lambda sight: "no sign" in states[sight.rank])
     working = [sight for sight in sights if not sight.waits]
-    if working:
+    if working and len({(sight.step, sight.doing) for sight in sights}) > 1:
         return sorted(working, key=lambda sight: sight.step)
     (usual, _) = Counter((sight.step, sight.doing) for sight in sights).most_common(1)[0]
     return sorted((s for s in sights if (s.step, s.doing) != usual), key=lambda sight: sight.step)

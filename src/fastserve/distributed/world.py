@@ -68,6 +68,8 @@ class World:
     """What this worker computes on."""
     pulse: Pulse = field(default_factory=Pulse, repr=False, compare=False)
     """What this worker does right now."""
+    timeout_seconds: float = 60.0
+    """How long an exchange may last."""
     traffic: Traffic = field(init=False, compare=False)
     """What this worker has sent so far."""
 
@@ -86,7 +88,7 @@ class World:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
-        world = cls(rank, size, local_rank, local_size, device=device, pulse=pulse or Pulse())
+        world = cls(rank, size, local_rank, local_size, device, pulse or Pulse(), timeout_seconds)
         with world.doing("meeting"):
             if not dist.is_initialized():
                 dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))

@@ -36,6 +36,8 @@ from fastserve.types import Batch, FloatArray, LongArray
 REDUCTION = 0.5
 """What the learning rate is multiplied by on a plateau."""
 
+WRITE_TIMEOUTS = 10
+"""How many timeouts of an exchange the slowest worker may take to write its part of a checkpoint."""
 ASKED_EVERY = 8
 """Steps after which several workers ask their leader whether a checkpoint is due."""
 
@@ -111,7 +113,7 @@ class TrainingRun:
         self.validation, self.validation_batches = validation, validation_batches
         self.device, self.precision = device, precision
         with world.doing("meeting"):
-            self.checkpoints = Checkpoints(folder, own_group())
+            self.checkpoints = Checkpoints(folder, own_group(WRITE_TIMEOUTS * world.timeout_seconds))
         self.optimizers = Optimizers(network, settings.recipe, self._reduce)
         self.progress = Progress()
         self.average = self._copy() if settings.recipe.average else None
@@ -267,7 +269,7 @@ class TrainingRun:
 
     def save(self) -> Checkpointed:
         """Copy the state; it is written while training goes on. One that is not written is missed, no more."""
-        with self.world.pulse.during("checkpoint"):
+        with self.world.doing("checkpoint"):
             self._finish_checkpoint()
             self.checkpoints.save(self.progress.step, self.state(), own=self.own())
         self._saved = time.monotonic()
