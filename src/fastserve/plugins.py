@@ -126,6 +126,7 @@ STRATEGIES = NameTable(
     {
         "ddp": "fastserve.distributed.ddp:Ddp",
         "fsdp": "fastserve.distributed.fsdp:Fsdp",
+        "diloco": "fastserve.distributed.diloco:Diloco",
     },
 )
 

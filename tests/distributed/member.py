@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,8 +59,9 @@ def run_of(
     folder: Path,
     *,
     empty: bool = False,
+    **train: Any,
 ) -> TrainingRun:
-    """empty: the network takes no memory until the strategy gives it some."""
+    """empty: the network takes no memory until the strategy gives it some. train: of the training's configuration."""
     torch.manual_seed(0)
     data = rows()
     task = Classification(["a", "b", "c"], class_weights=[1.0, 2.0, 0.5])
@@ -71,7 +73,7 @@ def run_of(
     return TrainingRun(
         network,
         task,
-        settle(TrainConfig(), recipe, task, rows=ROWS),
+        settle(TrainConfig(**train), recipe, task, rows=ROWS),
         train=data,
         plan=BatchPlan(data.inputs["tokens"].lengths, BATCH, 0),
         validation=data,

@@ -117,6 +117,8 @@ class TrainingRun:
         self.optimizers = Optimizers(network, settings.recipe, self._reduce)
         self.progress = Progress()
         self.average = self._copy() if settings.recipe.average else None
+        self._not_averaged = 0
+        """Steps since the average took up the weights."""
         self.best: dict[str, Tensor] = {}
 
     # The run, as it reads
@@ -164,7 +166,7 @@ class TrainingRun:
         seconds = self.settings.checkpoint_seconds
         if not seconds or self.world.alone:
             return time.monotonic() - self._saved >= seconds
-        asked = self.progress.step % ASKED_EVERY == 0
+        asked = self.progress.step % ASKED_EVERY == 0 or not self.strategy.shares_optimizer  # which is seldom at rest
         return asked and bool(self.world.told(time.monotonic() - self._saved >= seconds))
 
     def step(self, batch: Batch, part: Part | None = None) -> Stepped:
@@ -188,6 +190,7 @@ class TrainingRun:
             self.optimizers.step(rate)
             self.strategy.after_step()
         at.step, at.batch = at.step + 1, at.batch + 1
+        self._not_averaged += 1
         self._update_average()
         self.world.pulse.stepped(at.step)
         items = sum(len(ragged.values) for ragged in batch.inputs.values()) * part.whole // len(batch)
@@ -198,6 +201,7 @@ class TrainingRun:
         at, settings = self.progress, self.settings
         self.strategy.settle()
         with self._averaged():
+        self._update_average()
             with self.world.pulse.during("evaluation"):
                 logits, targets = self.logits(self.validation, self.validation_batches)
             metrics = self.task.quick_metrics(logits, targets)
@@ -322,10 +326,12 @@ class TrainingRun:
         return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
 
     def _update_average(self) -> None:
-        if self.average is None:
+        """Where all workers have the same weights, so that they have the same average."""
+        if self.average is None or not self.strategy.at_rest:
             return
         decay = min(self.settings.recipe.average, (1 + self.progress.step) / (10 + self.progress.step))
         for name, value in self.network.state_dict().items():
+        decay, self._not_averaged = decay**self._not_averaged, 0
             if value.is_floating_point():
                 self.average[name].lerp_(value, 1 - decay)
             else:

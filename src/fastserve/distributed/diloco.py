@@ -1,0 +1,124 @@
+"""`diloco`: each worker trains alone for many steps, then all move by what they found: for slow links."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor, nn
+
+from fastserve.config import Fraction, Positive, Section
+from fastserve.distributed.strategy import Alone, Named, start_alike
+from fastserve.distributed.world import Part, World
+
+
+class DilocoOptions(Section):
+    """`distributed.options` of diloco."""
+
+    inner_steps: Positive = Field(100, description="steps that a worker takes alone between two exchanges")
+    outer_rate: Annotated[float, Field(gt=0)] = Field(
+        0.7, description="share of the workers' mean movement that the common weights follow"
+    )
+    outer_momentum: Fraction = Field(0.9, description="of the common weights' movement (Nesterov)")
+    compression: Literal["none", "bf16"] = Field("none", description="how a movement travels")
+
+
+class Diloco(Alone):
+    """Douillard et al. 2023, arXiv 2311.08105: an outer Nesterov step along the workers' mean movement.
+
+    Of row-sparse tables only the rows that any worker moved travel; the outer step is that of the whole table. The
+    optimizers' states stay with the workers. One worker with all rows finds other weights; they should be as good.
+    """
+
+    Options: ClassVar[type[Section]] = DilocoOptions
+    options: DilocoOptions
+
+    def __init__(self, options: DilocoOptions, world: World) -> None:
+        super().__init__(options, world)
+        self._weights: dict[str, nn.Parameter] = {}
+        self._tables: frozenset[str] = frozenset()
+        self._common: dict[str, Tensor] = {}
+        """What all workers had after the last exchange."""
+        self._momentum: dict[str, Tensor] = {}
+        self._steps_alone = 0
+
+    def place(self, module: nn.Module, tables: Named) -> nn.Module:
+        start_alike(chain(module.parameters(), module.buffers()), self.world)
+        self._weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._tables = frozenset(tables)
+        self.restore({})
+        return module
+
+    def weight(self, part: Part) -> float:
+        """A worker without rows of its own stands still."""
+        return 1.0 if part.counted else 0.0
+
+    def after_step(self) -> None:
+        self._steps_alone += 1
+        if self._steps_alone >= self.options.inner_steps:
+            self.settle()
+
+    def settle(self) -> None:
+        if self._steps_alone:
+            self._exchange()
+            self._steps_alone = 0
+
+    @property
+    def at_rest(self) -> bool:
+        return self._steps_alone == 0
+
+    @property
+    def shares_optimizer(self) -> bool:
+        return False
+
+    def state(self) -> dict[str, Any]:
+        """At rest the common weights are the network's."""
+        return {"momentum": self._momentum}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        found = state.get("momentum", {})
+        self._common = {name: weight.detach().clone() for name, weight in self._weights.items()}
+        self._momentum = {name: found.get(name, torch.zeros_like(w)).to(w) for name, w in self._common.items()}
+        self._steps_alone = 0
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        rows = {name: self._moved_rows(name) for name in self._weights if name in self._tables}
+        moved = {name: self._common[name] - weight for name, weight in self._weights.items()}  # as a gradient points
+        self._average([moved[name] for name in moved if name not in rows])
+        for name, places in rows.items():
+            values = moved[name].index_select(0, places)
+            self._average([values])
+            moved[name].index_copy_(0, places, values)
+        for name, direction in moved.items():
+            self._outer_step(name, direction)
+
+    def _moved_rows(self, name: str) -> Tensor:
+        """int64 (M,): rows of a table that any worker has moved since the last exchange."""
+        moved = (self._weights[name] != self._common[name]).flatten(1).any(1).to(torch.uint8)
+        dist.all_reduce(moved, dist.ReduceOp.MAX)
+        self.world.traffic.reduced("rows", moved.nbytes)
+        return moved.nonzero().flatten()
+
+    def _average(self, tensors: list[Tensor]) -> None:
+        """Replace tensors by their means over the workers, in one exchange."""
+        if not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors]) / self.world.size
+        travelling = flat.bfloat16() if self.options.compression == "bf16" else flat
+        dist.all_reduce(travelling)
+        self.world.traffic.reduced("weights", travelling.nbytes)
+        parts = torch.split(travelling.to(flat.dtype), [tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def _outer_step(self, name: str, direction: Tensor) -> None:
+        """Nesterov's step as `torch.optim.SGD` takes it."""
+        momentum = self._momentum[name].mul_(self.options.outer_momentum).add_(direction)
+        step = direction.add_(momentum, alpha=self.options.outer_momentum)
+        common = self._common[name].sub_(step, alpha=self.options.outer_rate)
+        self._weights[name].copy_(common)
