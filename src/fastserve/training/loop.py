@@ -200,8 +200,8 @@ class TrainingRun:
         """Measure on the validation rows; keep the weights if they are the best; decide whether to go on."""
         at, settings = self.progress, self.settings
         self.strategy.settle()
-        with self._averaged():
         self._update_average()
+        with self._averaged():
             with self.world.pulse.during("evaluation"):
                 logits, targets = self.logits(self.validation, self.validation_batches)
             metrics = self.task.quick_metrics(logits, targets)
@@ -330,8 +330,8 @@ class TrainingRun:
         if self.average is None or not self.strategy.at_rest:
             return
         decay = min(self.settings.recipe.average, (1 + self.progress.step) / (10 + self.progress.step))
-        for name, value in self.network.state_dict().items():
         decay, self._not_averaged = decay**self._not_averaged, 0
+        for name, value in self.network.state_dict().items():
             if value.is_floating_point():
                 self.average[name].lerp_(value, 1 - decay)
             else:
