@@ -85,6 +85,7 @@ def test_long_work_that_is_known_is_no_stall(tmp_path: Path) -> None:
     beat(tmp_path, 0, step=5, doing="report and bundle", turns=9, beats=1)
     beat(tmp_path, 1, step=5, doing="exchange end", turns=9, beats=1)
     assert look_until_told(doctor, 3) is None
+    assert look_until_told(doctor, 6) is not None, "it has gone silent in the meantime"
 
 
 def test_what_lay_there_before_counts_for_nothing(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from fastserve.errors import ConfigError, TrainingError
 LOOPBACK = "127.0.0.1"
 JOIN_SECONDS = 600
 """How long the least number of machines may take to come together."""
-LAST_CALL_SECONDS = 5
+LAST_CALL_SECONDS = 10
 """How long more machines than the least number are waited for."""
 READ_SECONDS = 20
 """How long the place where machines meet may take to answer before it is taken for lost."""
@@ -124,6 +124,7 @@ class Agent(LocalElasticAgent):
         self._check_place()
         self.failures.begin()
         pids: dict[int, Any] = super()._start_workers(worker_group)
+        self._end_at_once()
         workers = worker_group.workers
         self.doctor.begin(workers[0].world_size, {workers[local].global_rank: pid for local, pid in pids.items()})
         return pids
@@ -162,9 +163,12 @@ class Agent(LocalElasticAgent):
         if self.place is not None and self.place.moved():
             raise MovedError("the other machines meet elsewhere")
 
-    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = 30) -> None:
-        """At once: a worker that is stopped would not hear SIGTERM, and none has anything to do before its end."""
-        super()._shutdown(signal.SIGKILL, timeout)
+    def _end_at_once(self) -> None:
+        """Let the workers be ended by SIGKILL: one that is stopped would not hear SIGTERM, for which torch waits half a
+        minute, and none has anything to do before its end."""
+        context: Any = self._pcontext
+        close = context._close
+        context._close = lambda death_sig, timeout=30: close(signal.SIGKILL, timeout)
 
     def leave(self) -> None:
         """Let the other machines go on without this one."""

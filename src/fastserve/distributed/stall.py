@@ -84,13 +84,17 @@ class Doctor:
             self._refresh(sight, now)
         still = now - max(sight.moved for sight in self.sights)
         limit = self.stall_seconds if all(sight.content for sight in self.sights) else self.start_seconds
-        if still < limit or any(sight.doing in PATIENT for sight in self.sights):
+        if still < limit or any(self._is_patient(sight, now) for sight in self.sights):
             self._told = self._told and still >= limit
             return None
         if self._told:
             return None
         self._told = True
         return self.diagnosis(now)
+
+    def _is_patient(self, sight: Sight, now: float) -> bool:
+        """Whether a worker is at work that may last. One that cannot move may have gone on since it said so."""
+        return sight.doing in PATIENT and not self._state(sight, now)
 
     def _refresh(self, sight: Sight, now: float) -> None:
         content = self._read(sight.rank)
