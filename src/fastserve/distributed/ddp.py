@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastserve.config import Positive, Section
+from fastserve.distributed.pulse import BACKWARD
 from fastserve.distributed.rows import average_rows
 from fastserve.distributed.strategy import Alone, Named, start_alike
 from fastserve.distributed.world import Part, World
@@ -41,12 +43,16 @@ class Ddp(Alone):
     def __init__(self, options: DdpOptions, world: World) -> None:
         super().__init__(options, world)
         self._averaged: list[nn.Parameter] = []
+        self._computed = 0.0
+        """When the last gradient of a step was there: from then on the backward pass only waits."""
         self._steps = 0
 
     def place(self, module: nn.Module, tables: Named) -> nn.Module:
         start_alike((*module.parameters(), *module.buffers()), self.world)
         left = [p for name, p in module.named_parameters() if p.requires_grad and name not in tables]
         self._averaged = left
+        for parameter in left:
+            parameter.register_post_accumulate_grad_hook(self._note)  # type: ignore[no-untyped-call]
         if not left:
             return module
         ignored = [*tables, *(name for name, _ in module.named_buffers())]
@@ -81,7 +87,13 @@ class Ddp(Alone):
         """Gradients are averaged over workers: each mean counts by its rows."""
         return part.share * self.world.size
 
+    def _note(self, parameter: Tensor) -> None:
+        self._computed = time.perf_counter()
+
     def after_step(self) -> None:
+        pulse = self.world.pulse
+        began = pulse.entered.get(BACKWARD, self._computed)
+        pulse.reckon(BACKWARD, "backward", max(0.0, self._computed - began))
         self._steps += 1
         self.world.traffic.reduced("gradients", sum(self._travels(parameter) for parameter in self._averaged))
 

@@ -55,7 +55,9 @@ class ClusterOptions(Section):
 def manifests(config: Config, options: ClusterOptions) -> dict[str, list[Manifest]]:
     """File name to what it holds: the claim, the training, and the serving of what is trained."""
     if config.name is None:
-        raise ConfigError("a job on Kubernetes needs a name, under which its model is published: add --name NAME, or name: to it")
+        raise ConfigError(
+            "a job on Kubernetes needs a name, under which its model is published: add --name NAME, or name: to it"
+        )
     return {
         "claim.yaml": [claim(options)],
         "train.yaml": [configuration(config, options), training_job(config, options)],

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 
@@ -20,23 +21,42 @@ PATIENT = frozenset({START, FINISH})
 """Work that may last long without a step, and that nobody need be told of."""
 EXCHANGE = "exchange "
 """What an activity's name begins with in which the workers wait for each other."""
+BACKWARD = EXCHANGE + "backward"
 
 
 class Pulse:
     """Set by the training loop and the exchanges.
 
     step: optimizer steps made. doing: an activity. turns: how often either changed, so that one sees a worker move.
+    seconds: how long each activity lasted so far; every moment belongs to the innermost one. entered: when each began,
+    the last time.
     """
 
-    __slots__ = ("doing", "step", "turns")
+    __slots__ = ("_since", "doing", "entered", "seconds", "step", "turns")
 
     def __init__(self) -> None:
         self.step, self.doing, self.turns = 0, START, 0
+        self.seconds: Counter[str] = Counter()
+        self._since = time.perf_counter()
+        self.entered = {START: self._since}
+
+    def turn_to(self, name: str) -> None:
+        """From now on the worker does `name`."""
+        now = time.perf_counter()
+        self.seconds[self.doing] += now - self._since  # type: ignore[assignment]  # a Counter holds seconds as well
+        self._since, self.doing = now, name
+        self.entered[name] = now
+        self.turns += 1
+
+    def reckon(self, name: str, other: str, seconds: float) -> None:
+        """So much of the time of `name` was that of `other`, as it turned out."""
+        self.seconds[name] -= seconds  # type: ignore[assignment]
+        self.seconds[other] += seconds  # type: ignore[assignment]
 
     def stepped(self, step: int) -> None:
         """So many steps are made; the next batch is read."""
-        self.step, self.doing = step, "data"
-        self.turns += 1
+        self.step = step
+        self.turn_to("data")
 
     def during(self, name: str) -> During:
         return During(self, name)
@@ -51,15 +71,14 @@ class During:
         self.pulse, self.name = pulse, name
 
     def __enter__(self) -> None:
-        self.before, self.pulse.doing = self.pulse.doing, self.name
-        self.pulse.turns += 1
+        self.before = self.pulse.doing
+        self.pulse.turn_to(self.name)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self.pulse.doing = self.before
-            self.pulse.turns += 1
+            self.pulse.turn_to(self.before)
 
 
 def heartbeat_file(folder: Path, rank: int) -> Path:

@@ -27,13 +27,17 @@ class Resumed(Event):
 
 @dataclass(frozen=True, slots=True)
 class Stepped(Event):
-    """One optimizer step. `items` are the tokens or n-grams that were read, `rows` the texts."""
+    """One optimizer step. `items` are the tokens or n-grams that were read, `rows` the texts.
+
+    padding: of this worker's batch, made as long as its longest text, the share that no text fills.
+    """
 
     kind: ClassVar[str] = "step"
     loss: float
     learning_rate: float
     rows: int
     items: int
+    padding: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -194,7 +194,8 @@ class TrainingRun:
         self._update_average()
         self.world.pulse.stepped(at.step)
         items = sum(len(ragged.values) for ragged in batch.inputs.values()) * part.whole // len(batch)
-        return Stepped(at.step, at.epoch, value, rate * self.settings.recipe.learning_rate, part.whole, items)
+        learning_rate = rate * self.settings.recipe.learning_rate
+        return Stepped(at.step, at.epoch, value, learning_rate, part.whole, items, padding(batch))
 
     def evaluate(self) -> Iterator[Event]:
         """Measure on the validation rows; keep the weights if they are the best; decide whether to go on."""
@@ -339,6 +340,13 @@ class TrainingRun:
 
     def _averaged(self) -> _Swapped:
         return _Swapped(self.network, self.average)
+
+
+def padding(batch: Batch) -> float:
+    """The share of a batch of texts that no text fills, when all are made as long as the longest."""
+    tokens = batch.inputs.get("tokens")
+    longest = int(tokens.lengths.max()) if tokens is not None else 0
+    return 1 - len(tokens.values) / (longest * len(batch)) if tokens is not None and longest else 0.0
 
 
 class _Swapped:

@@ -9,12 +9,13 @@ from fastserve.config import TrainConfig
 from fastserve.distributed.pulse import FINISH
 from fastserve.distributed.world import World
 from fastserve.models import find
+from fastserve.training.figures import WorkerFigures, compare
 from fastserve.training.finish import Origin, finish
 from fastserve.training.loop import TrainingRun
 from fastserve.training.prepare import load
 from fastserve.training.runs import RunFolder
 from fastserve.training.setup import Setup
-from fastserve.training.watchers import EventFile, ProgressLine, TensorBoard, thinned, watch
+from fastserve.training.watchers import EventFile, ProgressLine, TensorBoard, Watcher, thinned, watch
 
 
 def work(origin: Origin, folder: RunFolder, world: World) -> None:
@@ -23,7 +24,7 @@ def work(origin: Origin, folder: RunFolder, world: World) -> None:
     prepared = load(folder.data)
     run = Setup(origin.config, find(prepared.network), prepared).run(folder.checkpoints, folder.scratch, world)
     train_watched(run, folder)
-    world.pulse.doing = FINISH
+    world.pulse.turn_to(FINISH)
     finish(prepared, run, folder, origin)
 
 
@@ -36,13 +37,19 @@ def ready_machine(config: TrainConfig, workers: int = 1) -> None:
 def train_watched(run: TrainingRun, folder: RunFolder) -> None:
     """Run the loop with everybody who watches it."""
     settings = run.settings
+    figures = WorkerFigures(run.world, folder.workers)
+    watchers: list[Watcher] = [] if run.world.alone else [figures]
     if not run.world.leads:
-        watch(run.events(), [])
+        watch(run.events(), watchers)
+        compare(run.world, figures)
         return
     events, board = EventFile(folder.path), TensorBoard(folder.path)
     try:
         with log.Progress("training", total=settings.total_steps * settings.recipe.batch, unit="texts") as progress:
-            watch(run.events(), [thinned(events, settings), thinned(board, settings), ProgressLine(progress, settings)])
+            watchers += [thinned(events, settings), thinned(board, settings), ProgressLine(progress, settings)]
+            watch(run.events(), watchers)
+        if not run.world.alone:
+            log.say(compare(run.world, figures))
     finally:
         events.close()
         board.close()
