@@ -51,7 +51,7 @@ class OnRay:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         with self._connected(plan), signals_end_it():
-            fit = Fit(_trainer(plan))
+            fit = Fit(_trainer(plan, {} if self.address == "local" else _variables()))
             fit.start()
             _follow(plan, fit)
         if fit.error is not None and not plan.hopeless():
@@ -65,7 +65,6 @@ class OnRay:
             return
         own: dict[str, Any] = {}
         if self.address == "local":
-            os.environ.setdefault("RAY_AUTH_MODE", "token")  # as it is by itself, but then with a line about it
             own = {"num_cpus": max(device.cores(), _most(plan)), "object_store_memory": OBJECT_BYTES}
         try:
             ray.init(self.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **own)
@@ -96,13 +95,17 @@ class Fit(threading.Thread):
             self.error = error
 
 
-def _trainer(plan: Launch) -> TorchTrainer:
+def _variables() -> dict[str, str]:
+    """What workers of a cluster are given of the environment; those of our own Ray inherit it, and start sooner so."""
+    passed = {name: os.environ[name] for name in PASSED if name in os.environ}
+    return {**passed, "FASTSERVE_HOME": str(config.home())}
+
+
+def _trainer(plan: Launch, variables: Mapping[str, str]) -> TorchTrainer:
     gpus = plan.accelerated and ray.cluster_resources().get("GPU", 0) >= _least(plan)
     kind, have = ("GPU" if gpus else "CPU"), ray.cluster_resources()
     if have.get(kind, 0) < _least(plan):
         log.warn(f"Ray has {have.get(kind, 0):.0f} {kind} for {_least(plan)} workers: it waits until there are more")
-    variables = {name: os.environ[name] for name in PASSED if name in os.environ}
-    variables["FASTSERVE_HOME"] = str(config.home())
     return TorchTrainer(
         _work,
         train_loop_config={"plan": plan, "folder": os.getcwd()},
@@ -117,7 +120,7 @@ def _trainer(plan: Launch) -> TorchTrainer:
             storage_path=str(plan.logs / "ray"),
             failure_config=train.FailureConfig(max_failures=plan.restarts),
             callbacks=[Losses(plan)],
-            worker_runtime_env={"env_vars": variables},
+            worker_runtime_env={"env_vars": dict(variables)} if variables else None,
         ),
     )
 

@@ -1,0 +1,163 @@
+"""Workers on Ray train the model that workers without it train, also when they or their machines are lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from commands import FAULTY, REVIEWS, assert_same, checkpoint, environment, failed, finished, heartbeat, start, wait_for
+
+from fastserve.config import DistributedConfig
+from fastserve.distributed import launcher
+from fastserve.errors import ConfigError, MissingExtraError, NotFoundError
+from hosts import Host, Hosts
+
+TWO = ["--workers", "2", "train.checkpoint_seconds=0", "train.epochs=4"]
+ON_RAY = [*TWO, "--on", "ray"]
+START_SECONDS = 300
+"""A Ray takes some 20 s of processor time to start."""
+Weights = Mapping[str, torch.Tensor]
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: the extra 'ray'")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    weights, _ = finished(start(tmp_path_factory.mktemp("undisturbed"), *FAULTY, *TWO))
+    return weights
+
+
+# Without Ray
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="ray is installed")
+def test_without_the_extra_it_is_named_before_any_work(tmp_path: Path) -> None:
+    said = failed(start(tmp_path, *REVIEWS, "--on", "ray"), 2)
+    assert said.strip() == "error: training on 'ray' needs the extra 'ray': pip install 'fastserve-lm[ray]'"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "fastserve.distributed.ray", raising=False)
+    with pytest.raises(MissingExtraError, match=r"fastserve-lm\[ray\]"):
+        launcher.pick(DistributedConfig(run_on="ray:10.0.0.1:6379"))
+
+
+@pytest.mark.parametrize(
+    ("on", "error", "said"),
+    [
+        ("rai", NotFoundError, "did you mean 'ray'"),
+        ("local:host1", ConfigError, "local takes no address"),
+        ("kubernetes", NotFoundError, "available: local, ray"),
+    ],
+)
+def test_a_wrong_launcher_is_said_before_any_work(on: str, error: type[Exception], said: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=said):
+        launcher.pick(DistributedConfig(run_on=on))
+    assert said in failed(start(tmp_path, *REVIEWS, "--on", on), 2)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_follows_the_name_is_an_address() -> None:
+    assert DistributedConfig(run_on="ray").launcher == ("ray", None)
+    assert DistributedConfig(run_on="ray:head:6379").launcher == ("ray", "head:6379")
+    assert DistributedConfig().launcher == ("local", None)
+    assert DistributedConfig(nodes="2").meets
+    assert not DistributedConfig(nodes="2", run_on="ray").meets
+
+
+# With Ray
+
+
+@needs_ray
+@pytest.mark.heavy
+def test_two_workers_on_ray_train_the_model_of_two_workers(tmp_path: Path, undisturbed: Weights) -> None:
+    weights, said = finished(start(tmp_path, *FAULTY, *ON_RAY))
+    assert_same(weights, undisturbed)
+    assert said.count("epoch 4, step") == 1
+    assert said.count("training ended at step") == 1
+    assert "Worker" not in said
+    assert "Token" not in said
+
+
+@needs_ray
+@pytest.mark.heavy
+def test_a_killed_worker_is_replaced(tmp_path: Path, undisturbed: Weights) -> None:
+    process = start(tmp_path, *FAULTY, *ON_RAY)
+    wait_for(checkpoint(tmp_path), process, START_SECONDS)
+    os.kill(heartbeat(tmp_path, 1)["pid"], signal.SIGKILL)
+    weights, said = finished(process)
+    assert said.count("all workers start again from the last checkpoint (9 restarts left)") == 1
+    assert said.count("resumed at step") == 1
+    assert "Traceback" not in said
+    assert_same(weights, undisturbed)
+
+
+@needs_ray
+@pytest.mark.heavy
+def test_a_failure_that_comes_again_ends_the_run_and_names_its_traceback(tmp_path: Path) -> None:
+    words = [*FAULTY, "--workers", "2", "--on", "ray", "train.checkpoint_seconds=600"]
+    said = failed(start(tmp_path, *words, env={"FAULT": "raise:1:4"}), 1)
+    assert said.count("all workers start again") == 2
+    assert "ValueError: the ninth life is gone, 3 times in a row" in said.splitlines()[-1]
+    assert "Traceback" not in said
+
+
+@needs_ray
+@pytest.mark.heavy
+def test_a_mistake_that_only_workers_see_is_said_once(tmp_path: Path) -> None:
+    said = failed(start(tmp_path, *FAULTY, "--workers", "2", "--on", "ray", "distributed.strategy=dpp"), 2)
+    assert said.count("no strategy is called 'dpp'") == 1
+    assert said.splitlines()[-1].startswith("error: no strategy is called 'dpp': did you mean 'ddp'?")
+    assert "start again" not in said
+
+
+@needs_ray
+@pytest.mark.heavy
+def test_a_signal_ends_the_command_and_its_ray(tmp_path: Path) -> None:
+    process = start(tmp_path, *FAULTY, *ON_RAY)
+    wait_for(checkpoint(tmp_path), process, START_SECONDS)
+    workers = [heartbeat(tmp_path, rank)["pid"] for rank in range(2)]
+    process.send_signal(signal.SIGTERM)
+    said = failed(process, 143)
+    assert said.count("goes on when the same command is run again") == 1
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def start_node(host: Host, *words: str, folder: Path) -> None:
+    """Let the host be a node of a Ray cluster."""
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", "--num-cpus=2"]
+    command += [f"--node-ip-address={host.address}", "--object-store-memory=100000000", *words]
+    log = folder / f"{host.name}.log"
+    with open(log, "w", encoding="utf-8") as out:
+        process = host.popen(command, env=environment(folder), stdout=out, stderr=subprocess.STDOUT)
+    wait_for(lambda: "Ray runtime started" in log.read_text("utf-8"), process, START_SECONDS)
+
+
+@needs_ray
+@pytest.mark.heavy
+@pytest.mark.timeout(900)
+def test_a_cluster_that_loses_a_machine_goes_on(
+    make_hosts: Callable[..., Hosts], tmp_path: Path, undisturbed: Weights
+) -> None:
+    """The head has room for both workers, so that they are as many as before."""
+    hosts = make_hosts(2)
+    address = f"{hosts[0].address}:6379"
+    start_node(hosts[0], "--head", "--port=6379", "--include-dashboard=false", folder=tmp_path)
+    start_node(hosts[1], f"--address={address}", folder=tmp_path)
+    words = [*FAULTY, *TWO, "--workers", "1", "--nodes", "2", "--on", f"ray:{address}"]
+    process = start(tmp_path, *words, run=hosts[0].popen)
+    wait_for(checkpoint(tmp_path), process, START_SECONDS)
+    assert {heartbeat(tmp_path, rank)["host"] for rank in range(2)} == {"host0", "host1"}
+    hosts[1].end()
+    weights, said = finished(process)
+    assert said.count("all workers start again from the last checkpoint") == 1
+    assert_same(weights, undisturbed)
