@@ -118,6 +118,7 @@ class Agent(LocalElasticAgent):
         super().__init__(specification, logs_specs=logs, exit_barrier_timeout=EXIT_SECONDS)
         self.plan, self.place = plan, place
         self.failures = Failures(plan.logs / "failures")
+        self._ended: set[int] = set()
         self.doctor = Doctor(plan.logs, plan.stall_seconds)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
@@ -151,10 +152,11 @@ class Agent(LocalElasticAgent):
     def _say_lost(self, result: RunResult) -> str:
         """The cause where a worker told it, else the death of one; the connections that are lost with it last."""
         cause = self.failures.last
-        killed = [each for each in result.failures.items() if each[1].exitcode < 0]
+        fallen = {rank: each for rank, each in result.failures.items() if each.pid not in self._ended}
+        killed = [(rank, each) for rank, each in fallen.items() if each.exitcode < 0]
         if cause is not None and not killed:
             return f"{cause}; its traceback is in {cause.traceback}"
-        return _say_failure(*min(killed or result.failures.items()))
+        return _say_failure(*min(killed or fallen.items() or result.failures.items()))
 
     def say_given_up(self, result: RunResult) -> str:
         return self.failures.say_given_up(self.plan.restarts, self._say_lost(result))
@@ -168,7 +170,12 @@ class Agent(LocalElasticAgent):
         minute, and none has anything to do before its end."""
         context: Any = self._pcontext
         close = context._close
-        context._close = lambda death_sig, timeout=30: close(signal.SIGKILL, timeout)
+
+        def end(death_sig: signal.Signals, timeout: int = 30) -> None:
+            self._ended |= {handler.proc.pid for handler in _alive(context)}
+            close(signal.SIGKILL, timeout)
+
+        context._close = end
 
     def leave(self) -> None:
         """Let the other machines go on without this one."""
@@ -180,9 +187,14 @@ class Agent(LocalElasticAgent):
         self._worker_group.spec.rdzv_handler.shutdown()
 
 
+def _alive(context: Any) -> list[Any]:
+    """Of torch's handlers of processes, those whose process runs."""
+    return [handler for handler in context.subprocess_handlers.values() if handler.proc.poll() is None]
+
+
 def _say_failure(rank: int, failure: ProcessFailure) -> str:
     if failure.exitcode >= 0:
-        return f"worker {rank} ended with exit code {failure.exitcode}, since others were lost"
+        return f"worker {rank} ended with exit code {failure.exitcode}, since it waited in vain for others"
     return f"worker {rank} was killed by {signal.Signals(-failure.exitcode).name}"
 
 

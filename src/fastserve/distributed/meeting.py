@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from fastserve import files, log
-from fastserve.distributed.network import Endpoint, interface_towards
+from fastserve.distributed.network import Endpoint, interface_towards, resolve
 from fastserve.errors import TrainingError
 
 BEAT_SECONDS = 1.0
@@ -29,6 +29,8 @@ ALIVE_SECONDS = 8.0
 """A machine that has not renewed its file for so long is dead."""
 REACH_SECONDS = 2.0
 """How long a place may take to answer."""
+LOST_SECONDS = 8.0
+"""A place that has not answered for so long is lost to this machine."""
 FENCE_SECONDS = 3.0
 """After a move, until workers start at the new place: those who still work at the old one see it meanwhile."""
 MOVED_SECONDS = 1.0
@@ -64,6 +66,7 @@ class Meeting:
         self.folder, self.endpoints = folder, list(endpoints)
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self.reached = NOWHERE
+        self._at: Endpoint | None = None
         self._beats = 0
         self._seen: dict[str, tuple[int, float]] = {}
 
@@ -89,7 +92,8 @@ class Meeting:
         while time.monotonic() < deadline:
             current = self.current()
             if current is not None and self._reaches(current):
-                return Place(Endpoint.parse(current["endpoint"]), current["number"], False, self)
+                self._at = Endpoint.parse(current["endpoint"])
+                return Place(self._at, current["number"], False, self)
             taken = self._take_over(current, time.monotonic() - began)
             if taken is not None:
                 return taken
@@ -112,14 +116,9 @@ class Meeting:
 
     def _reaches(self, current: dict[str, Any]) -> bool:
         """Whether the place answers; the other machines are told."""
-        endpoint = Endpoint.parse(current["endpoint"])
-        try:
-            socket.create_connection((endpoint.host, endpoint.port), REACH_SECONDS).close()
-        except OSError:
-            self.reached = NOWHERE
-            return False
-        self.reached = current["number"]
-        return True
+        answers = _answers(Endpoint.parse(current["endpoint"]))
+        self.reached = current["number"] if answers else NOWHERE
+        return answers
 
     def _take_over(self, current: dict[str, Any] | None, waited: float) -> Place | None:
         """Keep the meeting from now on, where this machine may."""
@@ -164,14 +163,38 @@ class Meeting:
         return self._machines / f"{self.name}.json"
 
     def _beat(self) -> None:
+        answered = time.monotonic()
         while True:
             self._beats += 1
+            if self._at is None or _answers(self._at):
+                answered = time.monotonic()
+            elif time.monotonic() - answered > LOST_SECONDS:
+                place, self._at, self.reached = self._at, None, NOWHERE
+                _hang_up(place)
             temporary = self._own.with_suffix(".new")
             with contextlib.suppress(OSError):
                 temporary.write_text(json.dumps({"beats": self._beats, "reached": self.reached}), "utf-8")
                 os.replace(temporary, self._own)
             if self._ended.wait(BEAT_SECONDS):
                 return
+
+
+def _answers(endpoint: Endpoint) -> bool:
+    try:
+        socket.create_connection((endpoint.host, endpoint.port), REACH_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def _hang_up(endpoint: Endpoint) -> None:
+    """Shut this process's connections to the endpoint: whoever reads there would wait for ever, without a timeout."""
+    addresses = {(address, endpoint.port) for address in resolve(endpoint)}
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(number))) as connection:
+            peer = connection.getpeername()
+            if (str(peer[0]).removeprefix("::ffff:"), peer[1]) in addresses:
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def _is_here(endpoint: Endpoint) -> bool:
