@@ -95,6 +95,7 @@ def test_a_worker_that_is_stopped_is_named_and_replaced(tmp_path: Path, undistur
     words = [*FAULTY, *TWO, "train.epochs=4"]
     process = start(tmp_path, *words, "distributed.stall_seconds=4", "distributed.timeout_seconds=20")
     wait_for(checkpoint(tmp_path), process)
+    wait_for(step(tmp_path, 5, ranks=(0, 1)), process)
     os.kill(wait_for(lambda: worker_of(process, 1), process), signal.SIGSTOP)
     weights, said = finished(process)
     assert said.count("holds the others up") == 1
