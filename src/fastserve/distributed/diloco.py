@@ -57,6 +57,10 @@ class Diloco(Alone):
         """A worker without rows of its own stands still."""
         return 1.0 if part.counted else 0.0
 
+    def rows(self, part: Part) -> int:
+        """The step is the worker's own."""
+        return len(part.rows)
+
     def after_step(self) -> None:
         self._steps_alone += 1
         if self._steps_alone >= self.options.inner_steps:

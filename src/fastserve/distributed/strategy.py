@@ -40,6 +40,10 @@ class Strategy(Protocol):
         """What the worker's mean loss is multiplied by."""
         ...
 
+    def rows(self, part: Part) -> int:
+        """Rows of the step that the worker's gradient is part of (`Task.loss`)."""
+        ...
+
     def reduce(self, tables: Iterable[nn.Parameter]) -> None:
         """Average the row-sparse gradients of `tables` over the workers."""
         ...
@@ -89,6 +93,9 @@ class Alone:
 
     def weight(self, part: Part) -> float:
         return 1.0
+
+    def rows(self, part: Part) -> int:
+        return part.whole
 
     def reduce(self, tables: Iterable[nn.Parameter]) -> None:
         return

@@ -176,7 +176,7 @@ class TrainingRun:
         inputs, targets = self._to_device(batch)
         self.network.train()
         with self.world.pulse.during("forward"), self._autocast():
-            loss = self.placed(inputs, targets, part.whole)
+            loss = self.placed(inputs, targets, self.strategy.rows(part))
         with self.world.doing("backward"):
             (loss * self.strategy.weight(part)).backward()
             value = loss.item()
