@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastserve.data import batches as batches_module
-from fastserve.data.batches import RUN, WINDOW, BatchPlan, evaluation_batches
+from fastserve.data.batches import WINDOW, BatchPlan, evaluation_batches
 
 lengths_of = st.lists(st.integers(0, 60), max_size=300).map(lambda values: np.array(values, np.int64))
 
@@ -53,6 +53,7 @@ def test_an_epoch_is_that_of_the_plain_form(lengths: np.ndarray, batch: int, see
 
 def test_a_large_epoch_is_every_row_once_in_runs_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches_module, "SHUFFLED", 40_000)
+    monkeypatch.setattr(batches_module, "RUN", 256)
     rows, batch = 100_000 + 77, 32
     lengths = np.random.default_rng(0).integers(1, 100, rows).astype(np.int32)
     plan = BatchPlan(lengths, batch, 0)
@@ -61,8 +62,8 @@ def test_a_large_epoch_is_every_row_once_in_runs_from_everywhere(monkeypatch: py
     assert sorted(map(len, batches))[:2] == [rows % batch, batch]
     assert np.array_equal(np.sort(np.concatenate(batches)), np.arange(rows))
     first = np.concatenate(batches[: 40_000 // (WINDOW * batch) * WINDOW])
-    runs, sizes = np.unique(first // RUN, return_counts=True)
-    assert sizes[1:-1].mean() > 0.98 * RUN  # whole runs, so that a disk reads them in one go
+    runs, sizes = np.unique(first // 256, return_counts=True)
+    assert sizes[1:-1].mean() > 0.98 * 256  # whole runs, so that a disk reads them in one go
     assert np.diff(runs).max() > 5  # from all over the data
     assert abs(first.mean() / rows - 0.5) < 0.1
     assert not all(np.array_equal(a, b) for a, b in zip(batches, plan.epoch(1), strict=True))

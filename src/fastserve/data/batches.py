@@ -14,9 +14,11 @@ from fastserve.types import LongArray
 WINDOW = 50
 """Batches whose rows are sorted by length together: enough that a batch holds like lengths, and order stays random."""
 SHUFFLED = 1 << 20
-"""Rows shuffled together. A larger data set is shuffled as runs of rows first, and then these so many at a time, so
-that what a disk is asked for lies together, and the system's cache holds it until it has been used."""
-RUN = 256
+"""Rows shuffled together. A larger data set is shuffled as runs of rows first, and then so many rows at a time, so
+that the system's cache holds what they need until it has been used."""
+RUN = 1 << 14
+"""Rows that stay together until then: megabytes. A system that read 8 MB ahead read 40 times what runs of 256 needed,
+and 25 million rows trained at 50 rows a second."""
 
 
 @dataclass(frozen=True)
