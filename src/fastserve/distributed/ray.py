@@ -31,6 +31,8 @@ SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # on a busy machine the usual minute is too short, again and again
+    "RAY_worker_niceness": "0",  # 15 by itself: beside any other work the run would starve
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 PASSED = ("PYTHONPATH", "OMP_WAIT_POLICY")
@@ -55,7 +57,8 @@ class OnRay:
             fit.start()
             _follow(plan, fit)
         if fit.error is not None and not plan.hopeless():
-            raise TrainingError(f"Ray cannot go on: {_first_line(fit.error)}. More is in {plan.logs}") from fit.error
+            why = " ".join(str(fit.error).split()[:40]) or type(fit.error).__name__
+            raise TrainingError(f"Ray cannot go on: {why}. More is in {plan.logs}") from fit.error
 
     @contextlib.contextmanager
     def _connected(self, plan: Launch) -> Iterator[None]:
@@ -151,6 +154,7 @@ def _work(settings: Mapping[str, Any]) -> None:
     rank = train.get_context().get_world_rank()
     log.speak_into(plan.logs / f"rank-{rank}.log")
     log.configure()
+    log_to(plan.logs / f"ray-{rank}.log", "ray.train")
     code = plan.work()
     if code:
         raise RuntimeError(f"worker {rank} ended with exit code {code}")
@@ -178,18 +182,20 @@ class Losses(train.UserCallback):  # type: ignore[misc]
             self.plan.give_up(TrainingError(self.failures.say_given_up(self.plan.restarts, lost)))
         if self.plan.hopeless():
             raise TrainingError(lost)  # an error of the controller, unlike one of a worker, ends the run at once
+        self.left -= 1
         with open(self.plan.logs / CONTROLLER, "a", encoding="utf-8") as file:
             again = f"all workers start again from the last checkpoint ({self.left} restarts left)"
             file.write(f"warning: {lost}; {again}\n")
-        self.left -= 1
 
     def _say(self, errors: Mapping[int, Exception]) -> str:
         """The cause where a worker told it, else what Ray says of one that is gone."""
         cause = self.failures.last
         if cause is not None:
             return f"{cause}; its traceback is in {cause.traceback}"
-        rank, error = min(errors.items(), key=lambda item: (_cause(item[1]) is not item[1], item[0]))
-        return f"worker {rank} was lost: {_first_line(_cause(error))}"
+        gone = [rank for rank, error in errors.items() if _cause(error) is error]
+        if gone:
+            return f"worker {min(gone)} is gone"
+        return f"worker {min(errors)} lost its connection to another one"
 
 
 def _cause(error: BaseException) -> BaseException:
