@@ -12,7 +12,7 @@ import pytest
 from fastserve.distributed import meeting
 from fastserve.distributed.meeting import FILE, NOWHERE, Meeting
 from fastserve.distributed.network import Endpoint
-from fastserve.errors import TrainingError
+from fastserve.errors import StorageError, TrainingError
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +89,14 @@ def test_what_earlier_machines_agreed_on_is_forgotten(tmp_path: Path) -> None:
     meeting.forget(tmp_path)
     assert not (tmp_path / FILE).exists()
     assert not list((tmp_path / "machines").iterdir())
+
+
+def test_a_folder_that_is_not_shared_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "_is_here", lambda endpoint: False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = Endpoint("127.0.0.1", server.getsockname()[1])
+        with (
+            Meeting(tmp_path, [endpoint]) as stranger,
+            pytest.raises(StorageError, match=r"\$FASTSERVE_HOME is not shared"),
+        ):
+            stranger.place(5)

@@ -22,7 +22,7 @@ from typing import Any
 
 from fastserve import files, log
 from fastserve.distributed.network import Endpoint, interface_towards, resolve
-from fastserve.errors import TrainingError
+from fastserve.errors import StorageError, TrainingError
 
 BEAT_SECONDS = 1.0
 ALIVE_SECONDS = 8.0
@@ -97,6 +97,8 @@ class Meeting:
             taken = self._take_over(current, time.monotonic() - began)
             if taken is not None:
                 return taken
+            if current is None and time.monotonic() - began > ALIVE_SECONDS:
+                self._check_shared()
             if not told and time.monotonic() - began > ALIVE_SECONDS:
                 told = True
                 log.say(f"waiting for the machines to meet at one of {', '.join(map(str, self.endpoints))}")
@@ -105,6 +107,15 @@ class Meeting:
             f"none of {', '.join(map(str, self.endpoints))} answered within {seconds:.0f} s: start the same command on "
             "the machine of one of them, and see that its port is open to the others"
         )
+
+    def _check_shared(self) -> None:
+        """Nothing is written here of a meeting: then none of the places may answer."""
+        for endpoint in filter(_answers, self.endpoints):
+            raise StorageError(
+                f"{endpoint} answers, but {self.folder} has nothing of a meeting there: $FASTSERVE_HOME is not shared "
+                "by the machines, or another program uses that port. Set it, on every machine, to a folder on storage "
+                "that all of them share"
+            )
 
     def current(self) -> dict[str, Any] | None:
         """The place that is in use."""
