@@ -21,6 +21,8 @@ from hosts import Host, Hosts
 
 TWO = ["--workers", "2", "train.checkpoint_seconds=0", "train.epochs=4"]
 ON_RAY = [*TWO, "--on", "ray"]
+TOKEN = {"RAY_AUTH_MODE": "token"}
+"""A head demands the token that it makes, and by themselves the others have none."""
 START_SECONDS = 300
 """A Ray takes some 20 s of processor time to start."""
 Weights = Mapping[str, torch.Tensor]
@@ -139,7 +141,7 @@ def start_node(host: Host, *words: str, folder: Path) -> None:
     command += [f"--node-ip-address={host.address}", "--object-store-memory=100000000", *words]
     log = folder / f"{host.name}.log"
     with open(log, "w", encoding="utf-8") as out:
-        process = host.popen(command, env=environment(folder), stdout=out, stderr=subprocess.STDOUT)
+        process = host.popen(command, env=environment(folder, **TOKEN), stdout=out, stderr=subprocess.STDOUT)
     wait_for(lambda: "Ray runtime started" in log.read_text("utf-8"), process, START_SECONDS)
 
 
@@ -155,7 +157,7 @@ def test_a_cluster_that_loses_a_machine_goes_on(
     start_node(hosts[0], "--head", "--port=6379", "--include-dashboard=false", folder=tmp_path)
     start_node(hosts[1], f"--address={address}", folder=tmp_path)
     words = [*FAULTY, *TWO, "--workers", "1", "--nodes", "2", "--on", f"ray:{address}"]
-    process = start(tmp_path, *words, run=hosts[0].popen)
+    process = start(tmp_path, *words, env=TOKEN, run=hosts[0].popen)
     wait_for(checkpoint(tmp_path), process, START_SECONDS)
     assert {heartbeat(tmp_path, rank)["host"] for rank in range(2)} == {"host0", "host1"}
     hosts[1].end()

@@ -68,7 +68,8 @@ class Diloco(Alone):
 
     def settle(self) -> None:
         if self._steps_alone:
-            self._exchange()
+            with self.world.doing("average"):
+                self._exchange()
             self._steps_alone = 0
 
     @property

@@ -49,6 +49,7 @@ class Fsdp(Alone):
 
     Options: ClassVar[type[Section]] = FsdpOptions
     options: FsdpOptions
+    gathers = True
     starts_empty = True
 
     def __init__(self, options: FsdpOptions, world: World) -> None:

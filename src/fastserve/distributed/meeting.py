@@ -137,7 +137,7 @@ class Meeting:
         if mine is None or (current is not None and (waited < ALIVE_SECONDS or not self._given_up(current["number"]))):
             return None
         with files.lock(self.folder / ".meeting"):
-            if self.current() != current:  # another one was faster  # another one was faster
+            if self.current() != current:  # another one was faster
                 return None
             number = 1 if current is None else current["number"] + 1
             files.write_json(self.folder / FILE, {"endpoint": str(mine), "number": number, "host": self.name})

@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from ray import train
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from fastserve import config, device, log
@@ -71,10 +72,11 @@ class OnRay:
             own = {"num_cpus": max(device.cores(), _most(plan)), "object_store_memory": OBJECT_BYTES}
         try:
             ray.init(self.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **own)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, RayError) as error:
             raise TrainingError(
                 f"no Ray at '{self.address}': {_first_line(error)}. Expected ray:HOST:PORT of a cluster that this "
-                "machine is part of (ray start --address=HOST:PORT), ray:auto, or ray alone"
+                "machine is part of (ray start --address=HOST:PORT), ray:auto, or ray alone. A cluster that demands a "
+                "token gets it where RAY_AUTH_MODE=token"
             ) from error
         try:
             log_to(plan.logs / "ray.log", "ray")
@@ -139,6 +141,10 @@ def _most(plan: Launch) -> int:
 # In a worker's process
 
 
+class EndedError(Exception):
+    """What a worker has to say is in the run's folder."""
+
+
 def _work(settings: Mapping[str, Any]) -> None:
     """What Ray runs in each worker, once the process group is there and the environment says which one it is."""
     plan: Launch = settings["plan"]
@@ -157,7 +163,7 @@ def _work(settings: Mapping[str, Any]) -> None:
     log_to(plan.logs / f"ray-{rank}.log", "ray.train")
     code = plan.work()
     if code:
-        raise RuntimeError(f"worker {rank} ended with exit code {code}")
+        raise EndedError(f"worker {rank} ended with exit code {code}")
 
 
 # In the controller's process, on the machine of the command
@@ -192,14 +198,14 @@ class Losses(train.UserCallback):  # type: ignore[misc]
         cause = self.failures.last
         if cause is not None:
             return f"{cause}; its traceback is in {cause.traceback}"
-        gone = [rank for rank, error in errors.items() if _cause(error) is error]
+        gone = [rank for rank, error in errors.items() if not isinstance(_cause(error), EndedError)]
         if gone:
             return f"worker {min(gone)} is gone"
         return f"worker {min(errors)} lost its connection to another one"
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The exception of the work, out of what Ray wraps it in; Ray's own where the worker is gone."""
+    """The exception of the work, out of what Ray may wrap it in; Ray's own where the worker is gone."""
     inner: BaseException = getattr(error, "_base_exc", error)
     return inner
 

@@ -23,6 +23,9 @@ class Strategy(Protocol):
 
     Options: ClassVar[type[Section]]
 
+    gathers: bool
+    """Whether workers wait for each other in the forward pass as well, so that computing and exchange are one."""
+
     starts_empty: bool
     """Whether `place` gives a module on the meta device its first values (`models.network.HasFirstValues`)."""
 
@@ -83,6 +86,7 @@ class Alone:
     """One worker: nothing to share. The base of the others, which say what they do differently."""
 
     Options: ClassVar[type[Section]] = Section
+    gathers = False
     starts_empty = False
 
     def __init__(self, options: Any = None, world: World = ALONE) -> None:

@@ -22,10 +22,13 @@ SLOW = 1.15
 
 
 class WorkerFigures:
-    """A watcher: a line in `workers/rank-N.jsonl` every few seconds, with sums since the process began."""
+    """A watcher: a line in `workers/rank-N.jsonl` every few seconds, with sums since the process began.
 
-    def __init__(self, world: World, folder: Path) -> None:
-        self.world = world
+    apart: whether exchanges can be told apart from computing (`Strategy.gathers`).
+    """
+
+    def __init__(self, world: World, folder: Path, *, apart: bool = True) -> None:
+        self.world, self.apart = world, apart
         self.path = folder / f"rank-{world.rank}.jsonl"
         self.steps, self.rows, self.padding = 0, 0, 0.0
         self._start = self._written = time.monotonic()
@@ -53,7 +56,7 @@ class WorkerFigures:
             "texts_per_second": round(self.rows / max(time.monotonic() - self._start, 1e-9), 1),
             "seconds": {name: round(value, 3) for name, value in sorted(seconds.items())},
             "computing": round(self.computing, 3),
-            "exchange_share": round(self.exchange_share, 4),
+            "exchange_share": round(self.exchange_share, 4) if self.apart else None,
             "padding_share": round(self.padding_share, 4),
             "sent": self.world.traffic.total,
             "sent_for": dict(self.world.traffic.bytes),
@@ -83,9 +86,10 @@ def compare(world: World, figures: WorkerFigures) -> str:
     steps = max(figures.steps, 1)
     usual = float(np.median(computing))
     slow = [f"worker {rank} ({seconds / usual:.2f} times)" for rank, seconds in enumerate(computing)
-            if usual and seconds > SLOW * usual]  # fmt: skip
+            if figures.apart and usual and seconds > SLOW * usual]  # fmt: skip
+    share = f"{exchange.mean():.0%} of a step in exchanges, " if figures.apart else ""
     line = (
-        f"{world.size} workers: {exchange.mean():.0%} of a step in exchanges, {padding.mean():.0%} padding, "
+        f"{world.size} workers: {share}{padding.mean():.0%} padding, "
         f"{sent.mean() / steps / 1e6:,.3f} MB sent a step by each"
     )
     return f"{line}; the others waited for {', '.join(slow)}" if slow else line

@@ -175,7 +175,8 @@ class TrainingRun:
         part = part or Part(batch.rows, len(batch))
         inputs, targets = self._to_device(batch)
         self.network.train()
-        with self.world.pulse.during("forward"), self._autocast():
+        world = self.world
+        with world.doing("forward") if self.strategy.gathers else world.pulse.during("forward"), self._autocast():
             loss = self.placed(inputs, targets, self.strategy.rows(part))
         with self.world.doing("backward"):
             (loss * self.strategy.weight(part)).backward()
