@@ -34,8 +34,8 @@ def start(world: World, folder: Path, strategy: str, options: dict[str, Any], **
 def main(out: Path) -> None:
     torch.set_num_threads(1)
     world = World.join(torch.device("cpu"), 60)
-    plainly = {"inner_steps": 1, "outer_rate": 1.0, "outer_momentum": 0.0}
-    seldom = {"inner_steps": INNER_STEPS}
+    plainly = {"inner_steps": 1, "outer_rate": 1.0, "outer_momentum": 0.0, "compression": "none"}
+    seldom = {"inner_steps": INNER_STEPS, "compression": "none"}
     cases = {
         "ddp": start(world, out / "a", "ddp", {}, **PLAIN),
         "every-step": start(world, out / "b", "diloco", plainly, **PLAIN),

@@ -32,7 +32,7 @@ def simulated(folder: Path) -> dict[str, Tensor]:
     """The same in one process, by torch's own optimizer, with every table as a whole."""
     runs = [diloco_member.start(ALONE, folder / str(rank), "ddp", {}) for rank in range(WORKERS)]
     common = [parameter.detach().clone().requires_grad_() for parameter in runs[0].network.parameters()]
-    outer = torch.optim.SGD(common, lr=0.7, momentum=0.9, nesterov=True)
+    outer = torch.optim.SGD(common, lr=1.0, momentum=0.5, nesterov=True)
     plan = [rows for epoch in range(2) for rows in runs[0].plan.epoch(epoch)]
     assert len(plan) == STEPS
     for step, rows in enumerate(plan, start=1):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from processes import run_workers
-from test_workers import assert_close, finished, start
+from test_several_workers import assert_close, finished, start
 from torch import nn
 
 from fastserve.distributed.fsdp import blocks

@@ -14,6 +14,8 @@ from fastserve.errors import ConfigError
 
 UNITS = {"bit": 1 / 8, "bits": 1 / 8, "bps": 1 / 8, "b": 1.0}
 PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+INNER_STEPS = 50
+"""Of diloco, between two exchanges."""
 PROCESS_BYTES = 300 << 20
 """A worker with torch and no model."""
 BACKWARD = 2 / 3
@@ -126,13 +128,13 @@ class Estimate:
         return self.rows / self.step
 
 
-def estimate(work: Work, cluster: Cluster, strategy: str, *, inner_steps: int = 100) -> Estimate:
+def estimate(work: Work, cluster: Cluster, strategy: str, *, inner_steps: int = INNER_STEPS) -> Estimate:
     """Time, traffic and memory of `strategy`: ddp, fsdp or diloco."""
     workers = cluster.workers
     compute = (work.fixed + work.per_row * work.rows / workers) * cluster.slowdown
     exchange = hidden = sent = 0.0
     if workers > 1 and strategy == "diloco":
-        whole = work.dense + _table_weights(work)
+        whole = (work.dense + _table_weights(work)) / 2  # in bfloat16
         exchange, sent = all_reduce(whole, cluster)
         exchange, sent = exchange / inner_steps, sent / inner_steps
     elif workers > 1:

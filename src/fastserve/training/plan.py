@@ -10,7 +10,7 @@ from typing import Any
 
 from fastserve import device
 from fastserve.config import Config
-from fastserve.distributed.cost import Cluster, Estimate, Link, Work, bytes_of, estimate, recommend
+from fastserve.distributed.cost import INNER_STEPS, Cluster, Estimate, Link, Work, bytes_of, estimate, recommend
 from fastserve.distributed.probe import measure_inside
 from fastserve.models import find
 from fastserve.training.calibrate import measure
@@ -83,7 +83,7 @@ def plan(
     work, network = _measured(config)
     inside = measure_inside()
     shared = cores or device.cores()
-    inner = int(config.distributed.options.get("inner_steps", 100))
+    inner = int(config.distributed.options.get("inner_steps", INNER_STEPS))
     estimates = {}
     for workers in numbers:
         here = per_node or (max(shared, 1) if outside is not None else workers)
