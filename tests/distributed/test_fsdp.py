@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import torch
+from commands import TEXTCNN, finished, start
 from processes import run_workers
-from test_several_workers import assert_close, finished, start
+from test_several_workers import assert_close
 from torch import nn
 
 from fastserve.distributed.fsdp import blocks
@@ -27,7 +28,7 @@ def test_a_worker_takes_a_fraction_of_the_whole(tmp_path: Path) -> None:
 
 
 def test_the_command_gives_the_model_of_one_worker(tmp_path: Path) -> None:
-    words = ["model.network=transformer", "model.options.dim=32", "model.options.layers=2", "train.epochs=2"]
+    words = [*TEXTCNN, "model.network=transformer", "model.options.dim=32", "model.options.layers=2", "train.epochs=2"]
     one, _ = finished(start(tmp_path / "one", *words))
     two, said = finished(start(tmp_path / "two", *words, "--workers", "2", "distributed.strategy=fsdp"))
     assert {name: value.shape for name, value in two.items()} == {name: value.shape for name, value in one.items()}
