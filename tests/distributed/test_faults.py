@@ -56,6 +56,7 @@ def test_a_failure_that_does_not_come_again_costs_a_restart(tmp_path: Path, undi
     assert_same(weights, undisturbed)
 
 
+@pytest.mark.heavy
 def test_workers_end_with_a_parent_that_is_killed_and_the_command_goes_on(
     tmp_path: Path, undisturbed: dict[str, object]
 ) -> None:

@@ -17,6 +17,7 @@ from fastserve.models import NetworkShape, build
 LARGE_MEMBER = str(Path(__file__).with_name("large_member.py"))
 
 
+@pytest.mark.heavy
 def test_a_worker_takes_a_fraction_of_the_whole(tmp_path: Path) -> None:
     run_workers(4, [LARGE_MEMBER, str(tmp_path)], seconds=240)
     for rank in range(4):

@@ -54,6 +54,7 @@ def test_two_machines_share_a_run_and_end_alike(
     assert_same(load_file(Path(results[0]["folder"]) / "model.safetensors"), undisturbed)
 
 
+@pytest.mark.heavy
 def test_a_run_is_not_shared_with_another_launch(make_hosts: MakeHosts, tmp_path: Path) -> None:
     hosts = make_hosts(1)
     long = "train.epochs=500"
@@ -67,6 +68,7 @@ def test_a_run_is_not_shared_with_another_launch(make_hosts: MakeHosts, tmp_path
     failed(process, 143)
 
 
+@pytest.mark.heavy
 def test_a_home_that_is_not_shared_is_said_to_be_so(make_hosts: MakeHosts, tmp_path: Path) -> None:
     hosts = make_hosts(2)
     processes = [on(host, tmp_path / host.name, *ONE_PLACE, "--nodes", "2") for host in hosts]

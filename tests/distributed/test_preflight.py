@@ -113,6 +113,7 @@ def test_two_nodes_that_are_alike_are_ready(here: Callable[..., Node], tmp_path:
     assert list((Path(os.environ["FASTSERVE_HOME"])).iterdir()) == []  # no mark is left
 
 
+@pytest.mark.heavy
 def test_two_nodes_that_differ_say_in_what(here: Callable[..., Node], tmp_path: Path) -> None:
     place = f"127.0.0.1:{free_port()}"
     left, right = write_job(tmp_path / "left"), write_job(tmp_path / "right", DATA + "fine\tyes\n")
@@ -128,6 +129,7 @@ def test_two_nodes_that_differ_say_in_what(here: Callable[..., Node], tmp_path: 
     assert "$FASTSERVE_HOME is not one shared folder" in said
 
 
+@pytest.mark.heavy
 def test_a_node_that_never_comes_is_missed(here: Callable[..., Node]) -> None:
     place = f"127.0.0.1:{free_port()}"
     found = here(doctor(place, 3, seconds=1)).end()
@@ -256,6 +258,7 @@ def test_a_host_that_is_cut_off_is_named_and_nobody_hangs(make_hosts: MakeHosts,
     assert "host0:29400 was reached, then lost: no answer within 10 s" in lost.said
 
 
+@pytest.mark.heavy
 def test_the_host_waits_only_so_long_for_one_that_was_never_there(make_hosts: MakeHosts, tmp_path: Path) -> None:
     hosts = make_hosts(2)
     hosts[1].cut_off()

@@ -113,6 +113,7 @@ def test_failures_of_one_worker_are_those_of_all(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.heavy
 def test_a_killed_worker_never_leaves_half_a_checkpoint(tmp_path: Path) -> None:
     moments = random.Random(3)
     steps = [0]
