@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from commands import TEXTCNN, finished, start
 from processes import run_workers
