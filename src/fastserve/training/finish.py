@@ -67,7 +67,7 @@ def finish(prepared: Prepared, run: TrainingRun, folder: RunFolder, origin: Orig
     held_out = prepared.test or prepared.validation
     logits, _ = run.logits(held_out.store, batches(held_out.store))
     weights = run.weights()
-    if run.world.leads:
+    if run.world.leads and not folder.finished:  # machines that this one was cut off from may have finished the run
         _save(prepared, run, folder, origin, logits, weights)
 
 
