@@ -76,7 +76,7 @@ def arguments() -> argparse.Namespace:
 
 def prepare(options: argparse.Namespace, folder: Path) -> None:
     """`folder/data` with encoded rows, and `folder/config.json` with the settings."""
-    from fastserve.training.prepare import prepare
+    from fastserve.training import prepare as preparation
 
     with (gzip.open if options.train.endswith(".gz") else open)(options.train, "rt", encoding="utf-8") as source:
         header = next(source)
@@ -92,7 +92,8 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
         }
     )
     (folder / "config.json").write_text(config.model_dump_json(), "utf-8")
-    prepared = prepare(config, folder / "data")
+    preparation.prepare(config, folder / "data")
+    prepared = preparation.load(folder / "data")
     lengths = prepared.train.lengths("tokens")
     precision = str(device.pick_precision(options.precision, device.pick_device("cpu"))).removeprefix("torch.")
     print(

@@ -205,22 +205,27 @@ def verify_sums(folder: Path, names: Iterable[str] | None = None) -> list[str]:
     return faults
 
 
+def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
+    """Lock an open file against other processes, or, shared, against those who want it alone; whether that went."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def lock(path: Path, *, timeout_seconds: float = 30.0) -> Iterator[None]:
     """Hold an exclusive lock between processes; the system releases it when the holder dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as file:
         deadline = time.monotonic() + timeout_seconds
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StorageError(
-                        f"{path} is held by another process since over {timeout_seconds:.0f} s; wait for it or end it"
-                    ) from None
-                time.sleep(0.02)
+        while not try_lock(file):
+            if time.monotonic() > deadline:
+                raise StorageError(
+                    f"{path} is held by another process since over {timeout_seconds:.0f} s; wait for it or end it"
+                )
+            time.sleep(0.02)
         try:
             yield
         finally:

@@ -9,23 +9,28 @@ from hypothesis import strategies as st
 
 from fastserve.data import batches as batches_module
 from fastserve.data.batches import WINDOW, BatchPlan, evaluation_batches
+from fastserve.distributed.world import World
 
 lengths_of = st.lists(st.integers(0, 60), max_size=300).map(lambda values: np.array(values, np.int64))
 
 
 @given(lengths_of, st.integers(1, 40), st.integers(0, 5), st.integers(0, 3), st.integers(1, 4))
-def test_every_row_exactly_once_an_epoch_over_all_shards(
-    lengths: np.ndarray, batch: int, seed: int, epoch: int, shards: int
+def test_every_row_exactly_once_an_epoch_over_all_workers(
+    lengths: np.ndarray, batch: int, seed: int, epoch: int, workers: int
 ) -> None:
-    plans = [BatchPlan(lengths, batch, seed, shard, shards) for shard in range(shards)]
-    parts = [plan.epoch(epoch) for plan in plans]
-    assert {len(part) for part in parts} == {plans[0].steps}
-    rows = np.concatenate([row for part in parts for row in part] or [np.zeros(0, np.int64)])
+    plan = BatchPlan(lengths, batch, seed)
+    steps = plan.epoch(epoch)
+    assert len(steps) == plan.steps
+    parts = [[World(rank, workers).part(rows) for rows in steps] for rank in range(workers)]
+    counted = [part.rows for mine in parts for part in mine if part.counted]
+    rows = np.concatenate(counted or [np.zeros(0, np.int64)])
     assert np.array_equal(np.sort(rows), np.arange(len(lengths)))
     for together in zip(*parts, strict=True):
-        sizes = [len(rows) for rows in together]
-        assert sum(sizes) <= batch
+        sizes = [len(part.rows) if part.counted else 0 for part in together]
+        assert sum(sizes) == together[0].whole <= batch
         assert max(sizes) - min(sizes) <= 1
+        assert sum(part.share for part in together) == pytest.approx(1)
+        assert all(len(part.rows) for part in together)
 
 
 @given(lengths_of, st.integers(1, 40))

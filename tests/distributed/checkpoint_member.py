@@ -7,6 +7,7 @@ environment, or alone where the first KIND is `alone`.
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +119,26 @@ def save_two(checkpoints: Checkpoints, kind: str, out: Path) -> None:
     checkpoints.wait()
 
 
-def check(checkpoints: Checkpoints, kind: str, out: Path) -> None:
-    """That the newest is of step `kind` throughout."""
+def whole_step(checkpoints: Checkpoints) -> int:
+    """The step of the newest checkpoint, all of whose values are its step."""
     found = checkpoints.newest()
     assert found is not None
-    assert found.step == int(kind)
     state, own = found.load()
     assert bool((state["values"] == found.step).all())
     assert bool((own["values"] == found.step).all())
+    return found.step
+
+
+def wait_for_step(folder: Path, step: int) -> None:
+    deadline = time.monotonic() + 60
+    while max(Checkpoints(folder).shelf.steps(), default=0) < step:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def check(checkpoints: Checkpoints, kind: str, out: Path) -> None:
+    """That the newest is of step `kind` throughout."""
+    assert whole_step(checkpoints) == int(kind)
 
 
 def fill(checkpoints: Checkpoints, kind: str, out: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from checkpoint_member import wait_for_step, whole_step
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -230,21 +231,9 @@ def test_a_killed_process_never_leaves_half_a_checkpoint(tmp_path: Path) -> None
     for attempt in range(5):
         words = [sys.executable, MEMBER, "save_for_ever", "alone", str(tmp_path), str(tmp_path)]
         process = subprocess.Popen(words)
-        _wait_for_step(tmp_path, steps[-1] + 2)
+        wait_for_step(tmp_path, steps[-1] + 2)
         time.sleep(0.003 * attempt)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        found = Checkpoints(tmp_path).newest()
-        assert found is not None
-        state, own = found.load()
-        assert bool((state["values"] == found.step).all())
-        assert bool((own["values"] == found.step).all())
-        steps.append(found.step)
+        steps.append(whole_step(Checkpoints(tmp_path)))
     assert steps == sorted(set(steps))
-
-
-def _wait_for_step(folder: Path, step: int) -> None:
-    deadline = time.monotonic() + 60
-    while max(Checkpoints(folder).shelf.steps(), default=0) < step:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)

@@ -13,7 +13,7 @@ from fastserve.errors import ConfigError
 
 WORK = Work(
     rows=512, fixed=0.01, per_row=0.001, dense=400_000_000, table_row=100.0, dense_state=2_000_000_000,
-    table_state=4_000_000, largest=50_000_000, activations=1e6,
+    tables=1_000_000, largest=50_000_000, activations=1e6,
 )  # fmt: skip
 FAST, SLOW = Link.parse("100Gbit", "5us"), Link.parse("50Mbit", "20ms")
 

@@ -168,7 +168,7 @@ def test_the_commands_of_the_pods_are_understood() -> None:
     ("changes", "said"),
     [
         ({"name": None}, "needs a name"),
-        ({"data": {"train": "/home/me/reviews.tsv"}}, "data.train = '/home/me/reviews.tsv' is a path of this machine"),
+        ({"data": {"train": "/srv/reviews.tsv"}}, "data.train = '/srv/reviews.tsv' is a path of this machine"),
         ({"data": {"train": "~/reviews.tsv"}}, "is a path of this machine"),
         ({"model": {"network": "/models/bert"}}, "model.network = '/models/bert' is a path of this machine"),
         ({"data": {"train": "s3://me:hunter2@bucket/x.tsv"}}, "data.train holds a password"),

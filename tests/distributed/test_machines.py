@@ -6,8 +6,9 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import FAULTY, assert_same, checkpoint, ended, failed, finished, start, step, wait_for
@@ -25,6 +26,12 @@ def on(host: Host, home: Path, *words: str) -> subprocess.Popen[str]:
     return start(home, *WORDS, *words, run=host.popen)
 
 
+def all_ended(processes: Sequence[subprocess.Popen[str]]) -> tuple[list[dict[str, Any]], str]:
+    """The results of commands that end well, and all that they said."""
+    ends = [ended(process, 0) for process in processes]
+    return [json.loads(out.splitlines()[-1]) for out, _ in ends], "".join(said for _, said in ends)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     weights, _ = finished(start(tmp_path_factory.mktemp("undisturbed"), *WORDS, "--workers", "2"))
@@ -38,12 +45,7 @@ def test_two_machines_share_a_run_and_end_alike(
     hosts = make_hosts(2)
     words = [*ONE_PLACE, "--nodes", "2", "--name", "both"]
     processes = [on(host, tmp_path, *words) for host in hosts]
-    results = []
-    said = ""
-    for process in processes:
-        out, told = ended(process, 0)
-        results.append(json.loads(out.splitlines()[-1]))
-        said += told
+    results, said = all_ended(processes)
     assert results[0] == results[1]
     assert results[0]["model"] == "both@1"
     assert [path.name for path in (tmp_path / "models/both").iterdir() if path.name.isdecimal()] == ["1"]
@@ -106,12 +108,7 @@ def test_the_machine_where_they_meet_dies_and_the_others_meet_at_the_next(
     wait_for(step(tmp_path, 20, ranks=(0, 1, 2)), others[0], 200)
     hosts[0].end()
     first.communicate()
-    results = []
-    said = ""
-    for process in others:
-        out, told = ended(process, 0)
-        results.append(json.loads(out.splitlines()[-1]))
-        said += told
+    results, said = all_ended(others)
     assert "the machines meet at host1:29400 from now on" in said
     assert "resumed at step" in said
     assert results[0] == results[1]
@@ -132,11 +129,6 @@ def test_a_machine_that_is_cut_off_comes_back(
     hosts[number].cut_off()
     time.sleep(seconds)
     hosts[number].heal()
-    results = []
-    said = ""
-    for process in processes:
-        out, told = ended(process, 0)
-        results.append(json.loads(out.splitlines()[-1]))
-        said += told
+    results, said = all_ended(processes)
     assert results[0] == results[1] == results[2]
     assert ("the machines meet at host1:29400 from now on" in said) == (number == 0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_member import Trained, load, named, save
+from checkpoint_member import Trained, load, named, save, wait_for_step, whole_step
 from processes import environment, free_port, run_workers
 from safetensors.torch import load_file
 from torch import Tensor
@@ -121,23 +121,11 @@ def test_a_killed_worker_never_leaves_half_a_checkpoint(tmp_path: Path) -> None:
         port = free_port()
         words = [sys.executable, MEMBER, "save_for_ever", "", str(tmp_path / "saved"), str(tmp_path)]
         started = [subprocess.Popen(words, env=environment(rank, 2, port)) for rank in range(2)]
-        _wait_for_step(tmp_path / "saved", steps[-1] + 2)
+        wait_for_step(tmp_path / "saved", steps[-1] + 2)
         time.sleep(moments.uniform(0, 0.05))
         killed, other = started if attempt % 2 else reversed(started)
         killed.send_signal(signal.SIGKILL)
         killed.wait()
         assert other.wait(timeout=60) > 0  # it does not wait for ever, nor goes on alone
-        found = Checkpoints(tmp_path / "saved").newest()
-        assert found is not None
-        state, own = found.load()
-        assert bool((state["values"] == found.step).all())
-        assert bool((own["values"] == found.step).all())
-        steps.append(found.step)
+        steps.append(whole_step(Checkpoints(tmp_path / "saved")))
     assert steps == sorted(set(steps))
-
-
-def _wait_for_step(folder: Path, step: int) -> None:
-    deadline = time.monotonic() + 60
-    while max(Checkpoints(folder).shelf.steps(), default=0) < step:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)

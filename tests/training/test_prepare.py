@@ -33,7 +33,8 @@ def config(tmp_path: Path) -> Config:
 
 
 def test_every_row_is_in_its_store_as_one_process_encodes_it(config: Config, tmp_path: Path) -> None:
-    prepared = prepare(config, tmp_path / "data")
+    prepare(config, tmp_path / "data")
+    prepared = load(tmp_path / "data")
     assert len(prepared.train) + len(prepared.validation.store) == ROWS
     lines = (tmp_path / "train.tsv").read_text("utf-8").splitlines()
     check(prepared, lines)

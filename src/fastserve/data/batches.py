@@ -25,16 +25,12 @@ and 25 million rows trained at 50 rows a second."""
 class BatchPlan:
     """Shuffled batches of rows of like length.
 
-    lengths: (rows,) tokens in each row. batch: rows in one optimizer step, over all shards together. With shards > 1
-    every shard makes the same steps and takes its part of each; the parts differ by at most one row (of the last
-    batch of an epoch a part may be empty).
+    lengths: (rows,) tokens in each row. batch: rows in one optimizer step, on all workers together.
     """
 
     lengths: npt.NDArray[np.integer[Any]]
     batch: int
     seed: int
-    shard: int = 0
-    shards: int = 1
 
     @property
     def steps(self) -> int:
@@ -42,7 +38,7 @@ class BatchPlan:
         return -(-len(self.lengths) // self.batch)
 
     def epoch(self, number: int) -> list[LongArray]:
-        """The batches of one epoch, each int64 (up to `batch` / shards,); over all shards every row exactly once."""
+        """The batches of one epoch, each int64 (up to `batch`,); every row exactly once."""
         generator = np.random.default_rng([self.seed, number])
         order = np.arange(len(self.lengths))
         window = WINDOW * self.batch
@@ -61,7 +57,7 @@ class BatchPlan:
             window = rows[start : start + WINDOW * self.batch]
             window[:] = window[np.argsort(self.lengths[window], kind="stable")]
         starts = generator.permutation(-(-len(rows) // self.batch)) * self.batch
-        return [rows[start : start + self.batch][self.shard :: self.shards] for start in starts.tolist()]
+        return [rows[start : start + self.batch] for start in starts.tolist()]
 
 
 def evaluation_batches(

@@ -77,9 +77,8 @@ def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return whole
 
 
-def _index_block(
-    block: Block, kinds: dict[tuple[str, ...], int]
-) -> tuple[LongArray, npt.NDArray[np.integer[Any]], npt.NDArray[np.uint32]]:
+def _index_block(block: Block, kinds: dict[tuple[str, ...], int]) -> tuple[npt.NDArray[Any], ...]:
+    """Keys (int64), numbers of kinds (the smallest type that holds them) and row numbers (uint32)."""
     labels = block.labels or [()] * len(block)
     numbers = np.fromiter((kinds.setdefault(label, len(kinds)) for label in labels), np.uint32, len(block))
     smallest = np.min_scalar_type(len(kinds))

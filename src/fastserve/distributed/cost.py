@@ -18,6 +18,8 @@ INNER_STEPS = 50
 """Of diloco, between two exchanges."""
 PROCESS_BYTES = 300 << 20
 """A worker with torch and no model."""
+TABLE_COPIES = 4
+"""Of a table in memory: its weights, two moments of Adam, and the best weights."""
 BACKWARD = 2 / 3
 """Of a step's computation, the part in which gradients can travel meanwhile."""
 BUCKET_BYTES = 25 << 20
@@ -61,9 +63,9 @@ class Work:
     """A training step, as one worker with one thread measured it.
 
     rows: of a step on all workers. fixed, per_row: seconds. dense: bytes of the gradients that travel whole.
-    table_row: bytes of row-sparse gradients that travel for each text. dense_state, table_state: bytes of weights,
-    gradients, optimizer and copies, of parameters that can be sharded and of tables. largest: bytes of the weights that
-    are whole at a time. activations: bytes a row.
+    table_row: bytes of row-sparse gradients that travel for each text. dense_state: bytes of weights, gradients,
+    optimizer and copies of the parameters that can be sharded. tables: bytes of the tables' weights. largest: bytes of
+    the weights that are whole at a time. activations: bytes a row.
     """
 
     rows: int
@@ -72,7 +74,7 @@ class Work:
     dense: int
     table_row: float
     dense_state: int
-    table_state: int
+    tables: int
     largest: int
     activations: float
 
@@ -134,7 +136,7 @@ def estimate(work: Work, cluster: Cluster, strategy: str, *, inner_steps: int = 
     compute = (work.fixed + work.per_row * work.rows / workers) * cluster.slowdown
     exchange = hidden = sent = 0.0
     if workers > 1 and strategy == "diloco":
-        whole = (work.dense + _table_weights(work)) / 2  # in bfloat16
+        whole = (work.dense + work.tables) / 2  # in bfloat16
         exchange, sent = all_reduce(whole, cluster)
         exchange, sent = exchange / inner_steps, sent / inner_steps
     elif workers > 1:
@@ -146,10 +148,6 @@ def estimate(work: Work, cluster: Cluster, strategy: str, *, inner_steps: int = 
         hidden = min(once * early, compute * BACKWARD)
         exchange, sent = once + rows, sent + sent_rows
     return Estimate(strategy, workers, compute, exchange, hidden, sent, _memory(work, workers, strategy), work.rows)
-
-
-def _table_weights(work: Work) -> float:
-    return work.table_state / 4
 
 
 def all_reduce(size: float, cluster: Cluster) -> tuple[float, float]:
@@ -173,8 +171,8 @@ def _messages(cluster: Cluster, rounds: int) -> float:
 
 def _memory(work: Work, workers: int, strategy: str) -> float:
     dense = work.dense_state / workers + work.largest if strategy == "fsdp" and workers > 1 else work.dense_state
-    outer = 2 * (work.dense + _table_weights(work)) if strategy == "diloco" and workers > 1 else 0.0
-    return PROCESS_BYTES + dense + work.table_state + outer + work.activations * work.rows / workers
+    outer = 2 * (work.dense + work.tables) if strategy == "diloco" and workers > 1 else 0.0
+    return PROCESS_BYTES + dense + TABLE_COPIES * work.tables + outer + work.activations * work.rows / workers
 
 
 def recommend(estimates: list[Estimate], memory: float | None) -> tuple[Estimate | None, str]:

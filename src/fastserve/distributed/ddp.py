@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -11,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastserve.config import Positive, Section
+from fastserve.distributed.averaging import Averaging
 from fastserve.distributed.pulse import BACKWARD
-from fastserve.distributed.rows import average_rows
-from fastserve.distributed.strategy import Alone, Named, start_alike
-from fastserve.distributed.world import Part, World
+from fastserve.distributed.strategy import Named, start_alike
+from fastserve.distributed.world import World
 
 
 class DdpOptions(Section):
@@ -31,7 +30,7 @@ class DdpOptions(Section):
     )
 
 
-class Ddp(Alone):
+class Ddp(Averaging):
     """Gradients are averaged while the backward pass goes on (torch's DistributedDataParallel).
 
     The result of a step is that of one worker with all rows, to rounding.
@@ -83,10 +82,6 @@ class Ddp(Alone):
             )
             placed.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
 
-    def weight(self, part: Part) -> float:
-        """Gradients are averaged over workers: each mean counts by its rows."""
-        return part.share * self.world.size
-
     def _note(self, parameter: Tensor) -> None:
         self._computed = time.perf_counter()
 
@@ -105,7 +100,3 @@ class Ddp(Alone):
             narrow = self.options.powersgd_rank * (len(parameter) + parameter[0].numel())
             return 4 * narrow if 2 * narrow < parameter.numel() else parameter.nbytes
         return parameter.nbytes
-
-    def reduce(self, tables: Iterable[nn.Parameter]) -> None:
-        for table in tables:
-            average_rows(table, self.world)

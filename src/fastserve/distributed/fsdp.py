@@ -21,9 +21,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fastserve import device
 from fastserve.config import Section
-from fastserve.distributed.rows import average_rows
-from fastserve.distributed.strategy import Alone, Named, start_alike
-from fastserve.distributed.world import Part, World
+from fastserve.distributed.averaging import Averaging
+from fastserve.distributed.strategy import Named, start_alike
+from fastserve.distributed.world import World
 from fastserve.errors import TrainingError
 from fastserve.models.network import HasFirstValues
 
@@ -41,7 +41,7 @@ class FsdpOptions(Section):
     cpu_offload: bool = Field(False, description="keep shards in the machine's memory and not in that of the GPU")
 
 
-class Fsdp(Alone):
+class Fsdp(Averaging):
     """Shards by torch's `fully_shard` (Zhao et al. 2023, arXiv 2304.11277), around each block and around the rest.
 
     The result of a step is that of one worker with all rows, to rounding.
@@ -93,14 +93,6 @@ class Fsdp(Alone):
                 copy_shard(targets.pop(name), value)
         if targets:
             raise TrainingError(f"the network gives no first value of {', '.join(targets)}: its class must yield all")
-
-    def weight(self, part: Part) -> float:
-        """Gradients are averaged over workers: each mean counts by its rows."""
-        return part.share * self.world.size
-
-    def reduce(self, tables: Iterable[nn.Parameter]) -> None:
-        for table in tables:
-            average_rows(table, self.world)
 
     def after_step(self) -> None:
         """Count what the backward pass sent."""

@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import socket
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from fastserve import files, log
+from fastserve.distributed.every import Every
 from fastserve.distributed.network import Endpoint, interface_towards, resolve
 from fastserve.errors import StorageError, TrainingError
 
@@ -69,19 +69,18 @@ class Meeting:
         self._at: Endpoint | None = None
         self._beats = 0
         self._seen: dict[str, tuple[int, float]] = {}
+        self._presence = Every(BEAT_SECONDS, self._beat, "presence")
 
     def __enter__(self) -> Meeting:
         self._machines.mkdir(parents=True, exist_ok=True)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="presence", daemon=True)
-        self._thread.start()
+        self._answered = time.monotonic()
+        self._presence.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        self._thread.join()
+        self._presence.__exit__(kind, error, trace)
         self._own.unlink(missing_ok=True)
 
     def place(self, seconds: float) -> Place:
@@ -174,20 +173,17 @@ class Meeting:
         return self._machines / f"{self.name}.json"
 
     def _beat(self) -> None:
-        answered = time.monotonic()
-        while True:
-            self._beats += 1
-            if self._at is None or _answers(self._at):
-                answered = time.monotonic()
-            elif time.monotonic() - answered > LOST_SECONDS:
-                place, self._at, self.reached = self._at, None, NOWHERE
-                _hang_up(place)
-            temporary = self._own.with_suffix(".new")
-            with contextlib.suppress(OSError):
-                temporary.write_text(json.dumps({"beats": self._beats, "reached": self.reached}), "utf-8")
-                os.replace(temporary, self._own)
-            if self._ended.wait(BEAT_SECONDS):
-                return
+        """Renew this machine's file; let go of a place that has not answered for long."""
+        self._beats += 1
+        if self._at is None or _answers(self._at):
+            self._answered = time.monotonic()
+        elif time.monotonic() - self._answered > LOST_SECONDS:
+            place, self._at, self.reached = self._at, None, NOWHERE
+            _hang_up(place)
+        temporary = self._own.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            temporary.write_text(json.dumps({"beats": self._beats, "reached": self.reached}), "utf-8")
+            os.replace(temporary, self._own)
 
 
 def _answers(endpoint: Endpoint) -> bool:

@@ -14,6 +14,8 @@ from collections import Counter
 from pathlib import Path
 from types import TracebackType
 
+from fastserve.distributed.every import Every
+
 FRAMES = 25
 """Of the main thread's stack, the innermost ones."""
 START, FINISH = "start", "report and bundle"
@@ -95,27 +97,19 @@ class Heartbeat:
 
     def __init__(self, pulse: Pulse, folder: Path, rank: int, *, every_seconds: float = 1.0) -> None:
         self.pulse, self.folder, self.rank = pulse, folder, rank
-        self.every_seconds = every_seconds
         self.beats = 0
+        self._beating = Every(every_seconds, self.write, "heartbeat")
 
     def __enter__(self) -> Heartbeat:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.main = threading.get_ident()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._thread.start()
+        self._beating.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        self.write()
-        while not self._ended.wait(self.every_seconds):
-            self.write()
+        self._beating.__exit__(kind, error, trace)
 
     def write(self) -> None:
         """Replace the file. A full disk is no reason to stop a run."""

@@ -107,8 +107,9 @@ def _variables() -> dict[str, str]:
 
 
 def _trainer(plan: Launch, variables: Mapping[str, str]) -> TorchTrainer:
-    gpus = plan.accelerated and ray.cluster_resources().get("GPU", 0) >= _least(plan)
-    kind, have = ("GPU" if gpus else "CPU"), ray.cluster_resources()
+    have = ray.cluster_resources()
+    gpus = plan.accelerated and have.get("GPU", 0) >= _least(plan)
+    kind = "GPU" if gpus else "CPU"
     if have.get(kind, 0) < _least(plan):
         log.warn(f"Ray has {have.get(kind, 0):.0f} {kind} for {_least(plan)} workers: it waits until there are more")
     return TorchTrainer(

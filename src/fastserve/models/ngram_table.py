@@ -140,7 +140,9 @@ class NgramNetwork(nn.Module):
 
     @sparse_gradients.setter
     def sparse_gradients(self, wanted: bool) -> None:
-        self.table.sparse_gradients = wanted
+        for module in self.modules():
+            if module is not self and hasattr(module, "sparse_gradients"):
+                setattr(module, "sparse_gradients", wanted)  # noqa: B010 - of a kind that is not known here
 
     def fit_statistics(self, encoded: Iterable[tuple[Encoded, Any]]) -> None:
         """Weigh n-grams by how rare they are, and forget those of a single text."""

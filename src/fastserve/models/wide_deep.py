@@ -76,16 +76,6 @@ class WideDeep(NgramNetwork):
         epochs = min(8, max(2, round(200_000 / max(rows, 1))))
         return annealed(epochs, 64 if rows >= MANY_ROWS else 32, LEARNING_RATE, "adamw")
 
-    @property
-    def sparse_gradients(self) -> bool:
-        return self.table.sparse_gradients
-
-    @sparse_gradients.setter
-    def sparse_gradients(self, wanted: bool) -> None:
-        self.table.sparse_gradients = wanted
-        for member in self._members():
-            member.sparse_gradients = wanted
-
     def sparse_parameters(self) -> list[str]:
         return ["table.weight", *(f"members.{i}.embedding" for i in range(len(self.members)))]
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastserve.distributed.cost import Work
+from fastserve.distributed.fsdp import blocks
 from fastserve.training.loop import TrainingRun
 from fastserve.training.optimizers import use_sparse_gradients
 from fastserve.types import LongArray
@@ -40,8 +41,8 @@ def measure(run: TrainingRun) -> Work:
         dense=_bytes(dense),
         table_row=_travelling(run, plan[0], [named[name] for name in tables]) / batch,
         dense_state=_bytes(dense) * (copies + 1) + _optimizer_bytes(run, dense),
-        table_state=_bytes(named[name] for name in tables) * 4,
-        largest=max((_bytes(block.parameters()) for block in _blocks(run.network)), default=0),
+        tables=_bytes(named[name] for name in tables),
+        largest=max((_bytes(block.parameters()) for block in blocks(run.network)), default=_bytes(dense)),
         activations=_activations(run, plan[0]) / batch,
     )
 
@@ -97,9 +98,3 @@ def _activations(run: TrainingRun, rows: LongArray) -> float:
     for parameter in run.network.parameters():
         parameter.grad = None
     return float(sum(sizes.values()))
-
-
-def _blocks(network: nn.Module) -> list[nn.Module]:
-    """What FSDP gathers at a time: the elements of module lists, or else the whole."""
-    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
-    return [block for each in lists for block in each] or [network]

@@ -85,8 +85,11 @@ def compare(world: World, figures: WorkerFigures) -> str:
     computing, exchange, padding, sent = world.gather(np.array([mine])).T
     steps = max(figures.steps, 1)
     usual = float(np.median(computing))
-    slow = [f"worker {rank} ({seconds / usual:.2f} times)" for rank, seconds in enumerate(computing)
-            if figures.apart and usual and seconds > SLOW * usual]  # fmt: skip
+    slow = [
+        f"worker {rank} ({seconds / usual:.2f} times)"
+        for rank, seconds in enumerate(computing)
+        if figures.apart and usual and seconds > SLOW * usual
+    ]
     share = f"{exchange.mean():.0%} of a step in exchanges, " if figures.apart else ""
     line = (
         f"{world.size} workers: {share}{padding.mean():.0%} padding, "

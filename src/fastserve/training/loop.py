@@ -171,14 +171,13 @@ class TrainingRun:
 
     def step(self, batch: Batch, part: Part | None = None) -> Stepped:
         """One optimizer step. part: what this worker computes of it, where there are others."""
-        at = self.progress
+        at, world = self.progress, self.world
         part = part or Part(batch.rows, len(batch))
         inputs, targets = self._to_device(batch)
         self.network.train()
-        world = self.world
         with world.doing("forward") if self.strategy.gathers else world.pulse.during("forward"), self._autocast():
             loss = self.placed(inputs, targets, self.strategy.rows(part))
-        with self.world.doing("backward"):
+        with world.doing("backward"):
             (loss * self.strategy.weight(part)).backward()
             value = loss.item()
         if not math.isfinite(value):
@@ -187,13 +186,13 @@ class TrainingRun:
                 f"(now {self.settings.recipe.learning_rate:g}) or use train.precision=fp32"
             )
         rate = self.settings.rate_at(at.step) * at.rate_factor
-        with self.world.pulse.during("update"):
+        with world.pulse.during("update"):
             self.optimizers.step(rate)
             self.strategy.after_step()
         at.step, at.batch = at.step + 1, at.batch + 1
         self._not_averaged += 1
         self._update_average()
-        self.world.pulse.stepped(at.step)
+        world.pulse.stepped(at.step)
         items = sum(len(ragged.values) for ragged in batch.inputs.values()) * part.whole // len(batch)
         learning_rate = rate * self.settings.recipe.learning_rate
         return Stepped(at.step, at.epoch, value, learning_rate, part.whole, items, padding(batch))

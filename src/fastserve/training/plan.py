@@ -14,7 +14,7 @@ from fastserve.distributed.cost import INNER_STEPS, Cluster, Estimate, Link, Wor
 from fastserve.distributed.probe import measure_inside
 from fastserve.models import find
 from fastserve.training.calibrate import measure
-from fastserve.training.prepare import prepare
+from fastserve.training.prepare import load, prepare
 from fastserve.training.setup import Setup
 
 STRATEGIES = ("ddp", "fsdp", "diloco")
@@ -94,7 +94,8 @@ def plan(
 
 def _measured(config: Config) -> tuple[Work, str]:
     with tempfile.TemporaryDirectory(prefix="fastserve-plan-") as folder:
-        prepared = prepare(config, Path(folder) / "data")
+        prepare(config, Path(folder) / "data")
+        prepared = load(Path(folder) / "data")
         run = Setup(config, find(prepared.network), prepared).run(
             Path(folder) / "checkpoints", Path(folder) / "scratch"
         )

@@ -71,15 +71,14 @@ class Prepared:
 Work = Callable[[], None]
 
 
-def prepare(config: Config, folder: Path, meanwhile: Work = lambda: None) -> Prepared:
-    """Prepared data in `folder`: what an earlier process left there, or made now.
+def prepare(config: Config, folder: Path, meanwhile: Work = lambda: None) -> None:
+    """Make the prepared data in `folder`, where no earlier process left it; `load` reads it.
 
     meanwhile: done in a thread while worker processes encode.
     """
     if not (folder / PREPARED).is_file():
         with files.new_folder(folder) as temporary:
             Preparation(config, temporary, meanwhile).write()
-    return load(folder)
 
 
 def load(folder: Path) -> Prepared:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import fastserve
 from fastserve import files
@@ -101,7 +100,7 @@ def _find(config: Config, folder: Path, identity: str) -> Path:
 def _held(path: Path, config: Config) -> Iterator[None]:
     """Hold the run: alone, or together with the other machines of the same launch."""
     with open(path / LOCK, "a+", encoding="utf-8") as file:
-        first = _lock(file, fcntl.LOCK_EX)
+        first = files.try_lock(file)
         if not first and not _together(path, config):
             raise StorageError(
                 f"the run {path.name} is going on in another process; wait for it, or start anew with "
@@ -111,7 +110,7 @@ def _held(path: Path, config: Config) -> Iterator[None]:
             _forget(RunFolder(path))
             files.write_json(path / PARTY, _party(config))
         if config.distributed.meets:
-            fcntl.flock(file, fcntl.LOCK_SH)
+            fcntl.flock(file, fcntl.LOCK_SH)  # waits for nobody for long: who has it alone is about to share it
         yield
 
 
@@ -120,7 +119,7 @@ def _together(path: Path, config: Config) -> bool:
     try:
         theirs = json.loads((path / PARTY).read_text("utf-8"))
         with open(path / LOCK, "a+", encoding="utf-8") as file:
-            if _lock(file, fcntl.LOCK_EX) or not _lock(file, fcntl.LOCK_SH):
+            if files.try_lock(file) or not files.try_lock(file, shared=True):
                 return False
     except FileNotFoundError:
         return False
@@ -130,14 +129,6 @@ def _together(path: Path, config: Config) -> bool:
 def _party(config: Config) -> dict[str, str | None]:
     """What machines of one launch have in common."""
     return {"rendezvous": config.distributed.rendezvous, "nodes": config.distributed.nodes}
-
-
-def _lock(file: IO[str], kind: int) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _forget(folder: RunFolder) -> None:

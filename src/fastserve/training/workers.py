@@ -129,7 +129,8 @@ def _work(folder: RunFolder, pulse: Pulse) -> None:
     origin = Origin.from_json(json.loads((folder.path / JOB).read_text("utf-8")))
     place = device.pick_device(origin.config.train.device)
     world = World.join(place, origin.config.distributed.timeout_seconds, pulse)
-    check_shared(folder, world)
+    if world.local_size < world.size:
+        check_shared(folder, world)
     work(origin, folder, world)
     world.leave()
 
