@@ -77,7 +77,7 @@ def open_run(config: Config, sources: Sequence[DataSource]) -> Iterator[RunFolde
     with files.disk_errors(f"making a run folder in {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
-        with files.lock(folder / f".{identity}{LOCK}"):
+        with files.lock(home() / f".runs{LOCK}"):  # beside the folder, in which there is nothing but runs
             path = _find(config, folder, identity)
             held.enter_context(_held(path, config))
         yield RunFolder(path)
