@@ -3,8 +3,11 @@
     python benchmarks/kills.py --times 50 --strategy ddp
 
 Each time one of the workers, all of them, or the command itself is killed with SIGKILL, or a worker is stopped with
-SIGSTOP; after the command's own death it is run again, as a person would. Every run must finish, and its weights must
-be equal, bit for bit, to those of a run that was left alone. The last line is JSON.
+SIGSTOP; after the command's own death it is run again, as a person would. While there are no workers the command is
+the victim. Every run must finish, and its weights must be equal, bit for bit, to those of a run that was left alone.
+Moments are uniform over the time that this one took, told by how far it was, so that they fall alike on a machine that
+is busy with something else. In half of the runs a checkpoint is made after every step. A line for each run says where
+the kill fell and where the run went on; the last line is a summary. Both are JSON.
 """
 
 from __future__ import annotations
@@ -14,29 +17,52 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 DATA = Path(__file__).resolve().parents[1] / "examples/reviews.tsv"
-WORDS = "train.checkpoint_seconds=0 train.early_stopping=0 model.options.dropout=0 distributed.timeout_seconds=15"
-VICTIMS = ("one worker", "all workers", "the command", "stop one worker")
+WORDS = (
+    "train.early_stopping=0 distributed.timeout_seconds=15 "
+    "model.options.dropout=0 model.options.layers=2 model.options.dim=32 model.options.heads=2 "
+    "model.options.feedforward=64"
+)
+CHECKPOINT_SECONDS = (0.0, 0.3)
+COMMAND = "the command"
+VICTIMS = {"one worker": 4, COMMAND: 3, "all workers": 2, "stop one worker": 1}
+"""And how often each is drawn."""
+PHASES = ("preparing", "workers start", "training", "report and bundle")
+LOOK_SECONDS = 0.02
+RESUMED = re.compile(r"resumed at step (\d+)")
+
+
+class Position(NamedTuple):
+    """How far a run is. phase: of PHASES; step: after which something was last written down."""
+
+    phase: int
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One run. moment: of the kill, in seconds after the start; None where it was done before."""
+    """One run. phase, step: where the kill found it; writing: whether a checkpoint was half written then. resumed: the
+    steps at which the run was taken up again."""
 
     victim: str
-    moment: float | None
+    phase: str
+    step: int
+    writing: bool
+    resumed: list[int]
     finished: bool
     equal: bool
-    restarts: int
     seconds: float
 
 
@@ -46,7 +72,6 @@ class Trial:
 
     home: Path
     words: list[str]
-    workers: int
 
     def start(self) -> subprocess.Popen[str]:
         said = open(self.home / "said.txt", "a", encoding="utf-8")  # noqa: SIM115 - the process has it
@@ -55,19 +80,40 @@ class Trial:
         with said:
             return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=said, text=True)
 
-    def disturb(self, process: subprocess.Popen[str], victim: str) -> bool:
-        """Whether there was somebody to disturb."""
+    def disturb(self, process: subprocess.Popen[str], victim: str) -> str | None:
+        """Who was disturbed; None where the run was over."""
         if process.poll() is not None:
-            return False
-        if victim == "the command":
-            process.kill()
-            return True
+            return None
         pids = workers_of(process.pid)
-        if not pids:
-            return False
+        if victim == COMMAND or not pids:
+            process.kill()
+            return COMMAND
         for pid in pids if victim == "all workers" else [random.choice(pids)]:
             os.kill(pid, signal.SIGSTOP if victim.startswith("stop") else signal.SIGKILL)
-        return True
+        return victim
+
+    def position(self) -> Position:
+        run = next(self.home.glob("runs/*"), None)
+        if run is None or not (run / "job.json").exists():
+            return Position(0, 0)
+        events = written(run / "events.jsonl")
+        beats = [json.loads(path.read_text("utf-8")) for path in run.glob("workers/heartbeat-*.json")]
+        step = max([int(each["step"]) for each in (*events, *beats)], default=0)
+        over = any(event["event"] == "finished" for event in events)
+        return Position(3 if over else 2 if step else 1, step)
+
+    @property
+    def writing(self) -> bool:
+        return any(self.home.glob("runs/*/checkpoints/.tmp-*"))
+
+    def watch(self, process: subprocess.Popen[str]) -> Iterator[Position]:
+        """Where the run is, again and again until it ends."""
+        while process.poll() is None:
+            yield self.position()
+            time.sleep(LOOK_SECONDS)
+
+    def resumed(self) -> list[int]:
+        return [int(step) for step in RESUMED.findall((self.home / "said.txt").read_text("utf-8"))]
 
     def weights(self, process: subprocess.Popen[str], seconds: float) -> str | None:
         """SHA-256 of what the command trained; None where it failed or did not end."""
@@ -83,6 +129,14 @@ class Trial:
         return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
+def written(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file that another process writes."""
+    if not path.exists():
+        return []
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def workers_of(pid: int) -> list[int]:
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()
@@ -91,21 +145,58 @@ def workers_of(pid: int) -> list[int]:
         return []
 
 
-def one(trial: Trial, victim: str, moment: float, expected: str, limit: float) -> Outcome:
-    """Start, disturb at `moment` or as soon after as there is somebody, and wait for the end."""
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The run that was left alone. course: when it was first seen where, in seconds; lasted: to its end."""
+
+    weights: str
+    course: list[tuple[float, Position]]
+    lasted: float
+
+    @classmethod
+    def run(cls, trial: Trial, limit: float) -> Reference:
+        began = time.monotonic()
+        process = trial.start()
+        course: list[tuple[float, Position]] = []
+        for position in trial.watch(process):
+            if not course or position != course[-1][1]:
+                course.append((time.monotonic() - began, position))
+        lasted = time.monotonic() - began
+        weights = trial.weights(process, limit)
+        if weights is None:
+            sys.exit((trial.home / "said.txt").read_text("utf-8"))
+        return cls(weights, course, lasted)
+
+    def moment(self) -> tuple[Position, float]:
+        """A random one: seconds after the run was first seen at that position."""
+        at = random.uniform(self.course[0][0], self.lasted)
+        since, position = [each for each in self.course if each[0] <= at][-1]
+        return position, at - since
+
+
+def one(trial: Trial, victim: str, reference: Reference, limit: float) -> Outcome:
+    """Start, disturb at a random moment, and wait for the end."""
     began = time.monotonic()
+    position, after = reference.moment()
     process = trial.start()
-    time.sleep(moment)
-    while not (disturbed := trial.disturb(process, victim)) and process.poll() is None:
-        time.sleep(0.05)
-    at = round(time.monotonic() - began, 2)
-    if disturbed and victim == "the command":
+    next((True for seen in trial.watch(process) if seen >= position), None)
+    time.sleep(after)
+    seen, writing = trial.position(), trial.writing
+    disturbed = trial.disturb(process, victim)
+    if disturbed == COMMAND:
         process.communicate()
         process = trial.start()
     found = trial.weights(process, limit)
-    restarts = (trial.home / "said.txt").read_text("utf-8").count("all workers start again")
-    seconds = round(time.monotonic() - began, 1)
-    return Outcome(victim, at if disturbed else None, found is not None, found == expected, restarts, seconds)
+    return Outcome(
+        victim=disturbed or "nobody",
+        phase=PHASES[seen.phase],
+        step=seen.step,
+        writing=writing,
+        resumed=trial.resumed(),
+        finished=found is not None,
+        equal=found == reference.weights,
+        seconds=round(time.monotonic() - began, 1),
+    )
 
 
 def main() -> int:
@@ -113,8 +204,8 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--strategy", default="ddp")
-    parser.add_argument("--network", default="textcnn")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--network", default="transformer")
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=float, default=300.0, help="seconds that a disturbed run may take")
     options = parser.parse_args()
@@ -123,20 +214,16 @@ def main() -> int:
     words += [*WORDS.split(), f"train.epochs={options.epochs}", f"distributed.strategy={options.strategy}"]
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
-        alone = Trial(Path(folder) / "alone", words, options.workers)
+        alone = Trial(Path(folder) / "alone", words)
         alone.home.mkdir()
-        began = time.monotonic()
-        expected = alone.weights(alone.start(), options.limit)
-        lasted = time.monotonic() - began
-        if expected is None:
-            print((alone.home / "said.txt").read_text("utf-8"), file=sys.stderr)
-            return 1
-        print(f"undisturbed: {lasted:.1f} s", flush=True)
+        reference = Reference.run(alone, options.limit)
+        print(f"undisturbed: {reference.lasted:.1f} s, {len(reference.course)} positions seen", flush=True)
         for number in range(options.times):
-            trial = Trial(Path(folder) / str(number), words, options.workers)
+            seconds = random.choice(CHECKPOINT_SECONDS)
+            trial = Trial(Path(folder) / str(number), [*words, f"train.checkpoint_seconds={seconds}"])
             trial.home.mkdir()
-            moment = random.uniform(0.05, 0.95) * lasted
-            outcome = one(trial, random.choice(VICTIMS), moment, expected, options.limit)
+            (victim,) = random.choices(list(VICTIMS), list(VICTIMS.values()))
+            outcome = one(trial, victim, reference, options.limit)
             outcomes.append(outcome)
             print(json.dumps(asdict(outcome)), flush=True)
             if not (outcome.finished and outcome.equal):
@@ -150,11 +237,11 @@ def summary(strategy: str, workers: int, outcomes: list[Outcome]) -> dict[str, o
         "strategy": strategy,
         "workers": workers,
         "runs": len(outcomes),
-        "disturbed": sum(outcome.moment is not None for outcome in outcomes),
+        "disturbed": sum(outcome.victim != "nobody" for outcome in outcomes),
         "finished": sum(outcome.finished for outcome in outcomes),
         "equal": sum(outcome.equal for outcome in outcomes),
-        "restarts": sum(outcome.restarts for outcome in outcomes),
         "victims": dict(Counter(outcome.victim for outcome in outcomes)),
+        "phases": dict(Counter(outcome.phase for outcome in outcomes)),
     }
 
 
