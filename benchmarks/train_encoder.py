@@ -76,7 +76,7 @@ def arguments() -> argparse.Namespace:
 
 def prepare(options: argparse.Namespace, folder: Path) -> None:
     """`folder/data` with encoded rows, and `folder/config.json` with the settings."""
-    from fastserve.training import prepare as preparation
+    from fastserve.training.classification import prepare as preparation
 
     with (gzip.open if options.train.endswith(".gz") else open)(options.train, "rt", encoding="utf-8") as source:
         header = next(source)
@@ -103,21 +103,15 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
     )
 
 
-def find_kind() -> Any:
-    from fastserve.models import find
-
-    return find("transformer")
-
-
 def read(folder: Path, seed: int) -> tuple[Config, Any, Any]:
     """Configuration, prepared data and what a run is made of, the same for both sides."""
-    from fastserve.training.prepare import load
-    from fastserve.training.setup import Setup
+    from fastserve.training.classification.prepare import load
+    from fastserve.training.classification.setup import Setup
 
     config = Config.model_validate_json((folder / "config.json").read_text("utf-8"))
     config = config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
     prepared = load(folder / "data")
-    return config, prepared, Setup(config, find_kind(), prepared)
+    return config, prepared, Setup(config, prepared)
 
 
 # ---- the sides
@@ -168,7 +162,9 @@ def with_trainer(folder: Path, seed: int) -> dict[str, float]:
 
 def bert_config(transformers: Any, prepared: Any) -> Any:
     """The same size as the network `transformer`."""
-    options = find_kind().Options()
+    from fastserve.models.encoder import EncoderOptions
+
+    options = EncoderOptions()
     return transformers.BertConfig(
         vocab_size=prepared.shape.vocabulary["tokens"],
         hidden_size=options.dim,

@@ -84,6 +84,15 @@ TASKS = NameTable(
     },
 )
 
+COURSES = NameTable(
+    "course",
+    "training",
+    {
+        "classification": "fastserve.training.classification.course:ClassificationCourse",
+    },
+)
+"""What a task does before and after the training loop; the names are those of tasks."""
+
 CLEANERS = NameTable(
     "cleaning step",
     "text",
@@ -139,4 +148,4 @@ LAUNCHERS = NameTable(
     },
 )
 
-ALL = (NETWORKS, TASKS, CLEANERS, SEGMENTERS, RUNTIMES, STRATEGIES, LAUNCHERS)
+ALL = (NETWORKS, TASKS, COURSES, CLEANERS, SEGMENTERS, RUNTIMES, STRATEGIES, LAUNCHERS)

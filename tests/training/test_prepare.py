@@ -13,7 +13,8 @@ import pytest
 from fastserve.config import Config, load_config
 from fastserve.models import find, reads
 from fastserve.plugins import NETWORKS
-from fastserve.training.prepare import PREPARED, Prepared, load, prepare
+from fastserve.training.classification.prepare import Prepared, load, prepare
+from fastserve.training.course import PREPARED
 
 ROWS = 7_000
 
@@ -91,7 +92,10 @@ def test_what_a_network_reads_is_known_before_it_is_imported(name: str) -> None:
 def test_torch_is_not_imported_before_texts_are_encoded() -> None:
     program = (
         "import sys, fastserve.api, fastserve.training.job as job\n"
-        "for name in ('auto', 'bag', 'transformer'): job.check_network(name)\n"
+        "from fastserve.config import load_config\n"
+        "from fastserve.training import course\n"
+        "for name in ('auto', 'bag', 'transformer'):\n"
+        "    course.pick('classification').check(load_config(None, [f'model.network={name}']))\n"
         "print('torch' in sys.modules)\n"
         "job._import_training()\n"
         "print('torch' in sys.modules)"

@@ -13,7 +13,7 @@ from fastserve.data.store import Store, write_store
 from fastserve.models import NetworkShape, build
 from fastserve.models.network import HasFixedInputs
 from fastserve.models.ragged import RaggedTensor
-from fastserve.training import setup
+from fastserve.training.classification import setup
 from fastserve.types import Ragged
 
 

@@ -14,9 +14,8 @@ from fastserve.bundle.bundle import Bundle
 from fastserve.bundle.format import DataSource
 from fastserve.config import Config
 from fastserve.distributed import launcher
-from fastserve.models import reads
-from fastserve.plugins import TASKS
-from fastserve.training.prepare import describe_sources, prepare
+from fastserve.training import course
+from fastserve.training.origin import Origin, describe_sources
 from fastserve.training.runs import RunFolder, open_run
 
 
@@ -26,21 +25,20 @@ def train(config: Config) -> Bundle:
     Called again with the same configuration and data after a kill, it goes on where it was.
     """
     started = datetime.now(UTC)
-    TASKS.load(config.task)
-    check_network(config.model.network)
+    task = course.pick(config.task)
+    task.check(config)
     if config.distributed.run_on != "local":
         launcher.pick(config.distributed)
     sources = describe_sources(config.data)
     with open_run(config, sources) as folder:
         with folder.preparing():
-            prepare(config, folder.data, meanwhile=_import_training)
+            task.prepare(config, folder.data, _import_training)
         _train(config, sources, started, folder)
         return Bundle.load(folder.bundle)
 
 
 def _train(config: Config, sources: Sequence[DataSource], started: datetime, folder: RunFolder) -> None:
     from fastserve.distributed.world import ALONE
-    from fastserve.training.finish import Origin
     from fastserve.training.train import work
     from fastserve.training.workers import several, train_on_workers
 
@@ -49,12 +47,6 @@ def _train(config: Config, sources: Sequence[DataSource], started: datetime, fol
         train_on_workers(folder, origin)
     else:
         work(origin, folder, ALONE)
-
-
-def check_network(name: str) -> None:
-    """A wrong name is said before any work is done."""
-    if name != "auto":
-        reads(name)
 
 
 def _import_training() -> None:

@@ -11,15 +11,15 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fastserve.distributed.checkpoints import Checkpoints, own_group
-from fastserve.distributed.places import beside, into, optimizer_state
+from fastserve.distributed.checkpoints import Checkpoints, Found, own_group
+from fastserve.distributed.places import Place, beside, into, optimizer_state
 from fastserve.distributed.strategy import Alone, Strategy
 from fastserve.distributed.world import ALONE, Part, World
 from fastserve.errors import StorageError, TrainingError
@@ -54,6 +54,15 @@ class Plan(Protocol):
     """Which rows make the steps of an epoch, on all workers together (`data.batches.BatchPlan`)."""
 
     def epoch(self, number: int) -> list[LongArray]: ...
+
+
+@runtime_checkable
+class HasCounts(Protocol):
+    """A plan of rows that do not count alike in the mean loss of a step (each by its tokens, say)."""
+
+    def counts(self, rows: LongArray) -> FloatArray:
+        """float (B,): how much each row counts. The loss of rows in which nothing counts must be 0, with a gradient."""
+        ...
 
 
 @dataclass(slots=True)
@@ -127,6 +136,7 @@ class TrainingRun:
         """Train to the end, from the newest checkpoint where there is one. The network then has the best weights."""
         at = self.progress
         if self.restore():
+            self.world.pulse.stepped(at.step)
             yield Resumed(at.step, at.epoch)
         self._saved = time.monotonic()
         try:
@@ -142,7 +152,7 @@ class TrainingRun:
     def _epoch(self) -> Iterator[Event]:
         """What is left of the current epoch."""
         at = self.progress
-        parts = [self.world.part(rows) for rows in self.plan.epoch(at.epoch)[at.batch :]]
+        parts = [self.part(rows) for rows in self.plan.epoch(at.epoch)[at.batch :]]
         for part, batch in zip(parts, self._batches([part.rows for part in parts]), strict=True):
             yield self.step(batch, part)
             if at.step % self.settings.evaluate_every == 0:
@@ -154,6 +164,10 @@ class TrainingRun:
         at.epoch, at.batch = at.epoch + 1, 0
         if at.epoch >= self.settings.recipe.epochs:
             yield from self._last_evaluation()
+
+    def part(self, rows: LongArray) -> Part:
+        """What this worker computes of a step with these rows."""
+        return self.world.part(rows, self.plan.counts(rows) if isinstance(self.plan, HasCounts) else None)
 
     def _batches(self, plan: list[LongArray]) -> Iterator[Batch]:
         """Read ahead where another device computes; where the cores do, a second thread only gets in their way."""
@@ -299,7 +313,7 @@ class TrainingRun:
         for name, value in state["progress"].items():
             setattr(self.progress, name, value)
         self.network.load_state_dict(state["network"])
-        self.optimizers.restore(state["optimizers"] or own["optimizers"])
+        self.optimizers.restore(state["optimizers"] or self._own_optimizers(found, own, parts))
         self.strategy.restore(state["strategy"])
         self.average = state["average"] or None
         self.best = state["best"]
@@ -309,6 +323,11 @@ class TrainingRun:
         if self.device.type == "cuda" and "random_cuda" in own:
             torch.cuda.set_rng_state(own["random_cuda"], self.device)
         return True
+
+    def _own_optimizers(self, found: Found, own: dict[str, Any], parts: list[Place]) -> dict[str, Any]:
+        """Optimizers' states of a run whose workers had one each: where all shall have the same, that of the first."""
+        state: dict[str, Any] = found.of_first(*parts) if self.strategy.shares_optimizer else own
+        return state["optimizers"]  # type: ignore[no-any-return]
 
     # Parts of a step
 

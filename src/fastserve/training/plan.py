@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,10 +13,11 @@ from fastserve import device
 from fastserve.config import Config
 from fastserve.distributed.cost import INNER_STEPS, Cluster, Estimate, Link, Work, bytes_of, estimate, recommend
 from fastserve.distributed.probe import measure_inside
-from fastserve.models import find
+from fastserve.distributed.world import ALONE
+from fastserve.training import course
 from fastserve.training.calibrate import measure
-from fastserve.training.prepare import load, prepare
-from fastserve.training.setup import Setup
+from fastserve.training.course import PREPARED
+from fastserve.training.runs import RunFolder
 
 STRATEGIES = ("ddp", "fsdp", "diloco")
 HEADINGS = "workers  strategy        step    texts/s  waiting  sent a step    memory"
@@ -93,10 +95,8 @@ def plan(
 
 
 def _measured(config: Config) -> tuple[Work, str]:
-    with tempfile.TemporaryDirectory(prefix="fastserve-plan-") as folder:
-        prepare(config, Path(folder) / "data")
-        prepared = load(Path(folder) / "data")
-        run = Setup(config, find(prepared.network), prepared).run(
-            Path(folder) / "checkpoints", Path(folder) / "scratch"
-        )
-        return measure(run), prepared.network
+    with tempfile.TemporaryDirectory(prefix="fastserve-plan-") as path:
+        task, folder = course.pick(config.task), RunFolder(Path(path))
+        task.prepare(config, folder.data, lambda: None)
+        run = task.start(config, folder, ALONE)
+        return measure(run), json.loads((folder.data / PREPARED).read_text("utf-8"))["network"]

@@ -8,24 +8,22 @@ from fastserve import device, log
 from fastserve.config import TrainConfig
 from fastserve.distributed.pulse import FINISH
 from fastserve.distributed.world import World
-from fastserve.models import find
+from fastserve.training import course
 from fastserve.training.figures import WorkerFigures, compare
-from fastserve.training.finish import Origin, finish
 from fastserve.training.loop import TrainingRun
-from fastserve.training.prepare import load
+from fastserve.training.origin import Origin
 from fastserve.training.runs import RunFolder
-from fastserve.training.setup import Setup
 from fastserve.training.watchers import EventFile, ProgressLine, TensorBoard, Watcher, thinned, watch
 
 
 def work(origin: Origin, folder: RunFolder, world: World) -> None:
     """What one worker does of a run whose data is prepared, to the bundle."""
     ready_machine(origin.config.train, world.local_size)
-    prepared = load(folder.data)
-    run = Setup(origin.config, find(prepared.network), prepared).run(folder.checkpoints, folder.scratch, world)
+    task = course.pick(origin.config.task)
+    run = task.start(origin.config, folder, world)
     train_watched(run, folder)
     world.pulse.turn_to(FINISH)
-    finish(prepared, run, folder, origin)
+    task.finish(run, folder, origin)
 
 
 def ready_machine(config: TrainConfig, workers: int = 1) -> None:

@@ -26,7 +26,7 @@ from fastserve.distributed.network import Endpoint
 from fastserve.distributed.pulse import Heartbeat, Pulse, stack_file
 from fastserve.distributed.world import World
 from fastserve.errors import ConfigError, FastServeError, StorageError, TrainingError
-from fastserve.training.finish import Origin
+from fastserve.training.origin import Origin
 from fastserve.training.runs import FAILURE, JOB, RunFolder
 
 SHARED_SECONDS = 10.0

@@ -20,11 +20,11 @@ from fastserve.data.store import Store, write_store
 from fastserve.distributed.strategy import pick
 from fastserve.distributed.world import ALONE, World
 from fastserve.errors import ConfigError, choices
-from fastserve.models import NetworkKind, build
+from fastserve.models import NetworkKind, build, find
 from fastserve.models.network import HasFixedInputs, HasStatistics
 from fastserve.tasks.classification import Classification, balanced_weights
+from fastserve.training.classification.prepare import Prepared
 from fastserve.training.loop import Rows, TrainingRun
-from fastserve.training.prepare import Prepared
 from fastserve.training.settings import Settings, settle
 from fastserve.types import Encoded, LongArray, Ragged
 
@@ -43,8 +43,11 @@ class Setup:
     """What a run is made of."""
 
     config: Config
-    kind: NetworkKind
     prepared: Prepared
+
+    @property
+    def kind(self) -> NetworkKind:
+        return find(self.prepared.network)
 
     def run(self, checkpoints: Path, scratch: Path, world: World = ALONE) -> TrainingRun:
         """The run before its first step (or before it takes up a checkpoint). scratch: for what can be made again."""

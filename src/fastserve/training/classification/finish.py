@@ -3,63 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
-from platform import python_version
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from fastserve.bundle.bundle import Bundle, save_bundle
-from fastserve.bundle.format import DataSource, Lineage, NetworkSpec, ParityRow
-from fastserve.config import Config
+from fastserve.bundle.format import NetworkSpec, ParityRow
 from fastserve.evaluation.classification import evaluate_classification
 from fastserve.evaluation.html import report_html
 from fastserve.evaluation.model import slice_columns
 from fastserve.models.network import HasFiles
+from fastserve.training.classification.prepare import HeldOut, Prepared
+from fastserve.training.classification.setup import batches
 from fastserve.training.loop import TrainingRun
-from fastserve.training.prepare import HeldOut, Prepared
+from fastserve.training.origin import Origin
 from fastserve.training.runs import RunFolder
-from fastserve.training.setup import batches
 from fastserve.training.watchers import EVENTS, read_events
 from fastserve.types import FloatArray, Report
 
 PARITY_ROWS = 8
 PARITY_CHARACTERS = 2_000
-LIBRARIES = ("torch", "numpy", "tokenizers", "rjieba", "safetensors", "scikit-learn")
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a model comes from. started: when the command began, or the first of those that were resumed."""
-
-    config: Config
-    sources: Sequence[DataSource]
-    started: datetime
-
-    def lineage(self) -> Lineage:
-        return Lineage(
-            data=tuple(self.sources),
-            config=self.config.to_json(),
-            versions={"python": python_version(), **{name: metadata.version(name) for name in LIBRARIES}},
-            seed=self.config.train.seed,
-            started=self.started.replace(microsecond=0),
-            duration_seconds=round((datetime.now(UTC) - self.started).total_seconds(), 2),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "config": self.config.to_json(),
-            "sources": [source.model_dump(mode="json") for source in self.sources],
-            "started": self.started.isoformat(),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Origin:
-        sources = [DataSource(**source) for source in value["sources"]]
-        return cls(Config.model_validate(value["config"]), sources, datetime.fromisoformat(value["started"]))
 
 
 def finish(prepared: Prepared, run: TrainingRun, folder: RunFolder, origin: Origin) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastserve import device, files, log
-from fastserve.bundle.format import DataSource
-from fastserve.config import Config, DataConfig
+from fastserve.config import Config
 from fastserve.data.blocks import Block
-from fastserve.data.sources import find_sources
 from fastserve.data.split import Part, Splits, load_splits
 from fastserve.data.store import Store, StoreWriter, write_store
 from fastserve.errors import ConfigError
@@ -29,11 +27,11 @@ from fastserve.models import NetworkShape, reads, resolve
 from fastserve.models.builtin import Reads
 from fastserve.tasks.classification import Classification
 from fastserve.text.pipeline import TextPipeline
+from fastserve.training.course import PREPARED, Work
 
 FIT_TEXTS = 200_000
 """Texts, evenly spread, that the vocabulary is learned from: enough for every word that matters, whatever the file."""
 
-PREPARED = "prepared.json"
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 
@@ -66,9 +64,6 @@ class Prepared:
     def shape(self) -> NetworkShape:
         sizes = {name: self.pipeline.vocabulary_size(name) for name in self.pipeline.encodings}
         return NetworkShape(sizes, len(self.labels), exclusive=not self.multi_label)
-
-
-Work = Callable[[], None]
 
 
 def prepare(config: Config, folder: Path, meanwhile: Work = lambda: None) -> None:
@@ -251,19 +246,3 @@ def _beside(work: Work) -> Iterator[None]:
         yield
     finally:
         thread.join()
-
-
-def describe_sources(config: DataConfig) -> list[DataSource]:
-    """The files that a run learns from, with their checksums where they are local."""
-    validation = config.validation if isinstance(config.validation, str) and config.validation != "auto" else None
-    return [
-        DataSource(address=source.address, sha256=_sha256(source.address))
-        for address in (config.train, validation, config.test)
-        if address is not None
-        for source in find_sources(address)
-    ]
-
-
-def _sha256(address: str) -> str | None:
-    path = Path(address)
-    return files.sha256(path) if path.is_file() else None
