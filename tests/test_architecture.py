@@ -22,7 +22,7 @@ SOURCE = ROOT / "src" / "fastserve"
 ROWS: dict[int, tuple[str, ...]] = {
     0: ("types", "errors", "config", "plugins", "files", "device", "log"),
     1: ("text", "data", "models"),
-    2: ("distributed",),
+    2: ("distributed", "generation"),
     3: ("tasks",),
     4: ("bundle",),
     5: ("evaluation", "registry"),
