@@ -1,0 +1,289 @@
+"""A causal decoder from a configuration, with random weights, in the form of Llama or of Qwen 3.
+
+RMSNorm before each branch, rotary positions, grouped-query attention, SwiGLU. Its weights have the names that Hugging
+Face gives them, so that the saved folder loads there and gives the same logits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from fastserve.config import Auto, Positive, Section
+from fastserve.errors import DataError
+from fastserve.models.attention import PackedCausal
+from fastserve.models.causal import Attention
+from fastserve.models.network import NetworkShape
+from fastserve.models.ragged import RaggedTensor
+
+INITIAL = 0.02
+"""Standard deviation of first weights (Radford et al. 2019)."""
+EPSILON = 1e-6
+
+
+class DecoderOptions(Section):
+    """`fastserve schema --network decoder-15m`. What is `auto` follows from the depth."""
+
+    layers: Positive = Field(8, description="depth: the size, from which what is auto follows")
+    dim: Positive | Auto = Field("auto", description="size of a token's vector; auto: 64 for each layer")
+    heads: Positive | Auto = Field("auto", description="query heads; auto: dim / 64")
+    key_value_heads: Positive | Auto = Field(
+        "auto", description="heads of keys and values, which query heads share; auto: a third or a quarter of heads"
+    )
+    feedforward: Positive | Auto = Field("auto", description="inner size of a block; auto: 8 / 3 of dim")
+    context: Positive = Field(512, description="most tokens of a row")
+    tied: bool = Field(True, description="whether the head's weights are those of the token embedding")
+    form: Literal["llama", "qwen3"] = Field("llama", description="qwen3: queries and keys are normalized")
+    rope_theta: Annotated[float, Field(gt=1)] = Field(10_000.0, description="longest wave of the rotary positions")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        sizes = sizes_of(self)
+        if sizes.dim % (2 * sizes.heads):
+            raise ValueError(f"dim ({sizes.dim}) must be a multiple of 2 * heads ({2 * sizes.heads})")
+        if sizes.heads % sizes.key_value_heads:
+            raise ValueError(f"heads ({sizes.heads}) must be a multiple of key_value_heads ({sizes.key_value_heads})")
+        return self
+
+
+class Sizes(Section):
+    """The sizes that options come to."""
+
+    layers: int
+    dim: int
+    heads: int
+    key_value_heads: int
+    feedforward: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+
+def sizes_of(options: DecoderOptions) -> Sizes:
+    dim = 64 * options.layers if options.dim == "auto" else options.dim
+    heads = max(dim // 64, 1) if options.heads == "auto" else options.heads
+    shared = next(share for share in (3, 4, 2, 1) if heads % share == 0)
+    key_value_heads = heads // shared if options.key_value_heads == "auto" else options.key_value_heads
+    feedforward = round(8 / 3 * dim / 64) * 64 if options.feedforward == "auto" else options.feedforward
+    return Sizes(
+        layers=options.layers,
+        dim=dim,
+        heads=heads,
+        key_value_heads=key_value_heads,
+        feedforward=max(feedforward, 1),
+    )
+
+
+class RmsNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019), computed in float32."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        wide = vectors.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)
+        return self.weight * wide.to(vectors.dtype)
+
+
+def angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine, float32 (N, 1, head_dim / 2), of the rotation at each position (Su et al. 2021)."""
+    # as transformers computes them, to the last bit
+    exponents = torch.arange(0, head_dim, 2, device=positions.device) / head_dim
+    angle = (positions[:, None].float() * theta**-exponents)[:, None]
+    return angle.cos(), angle.sin()
+
+
+def rotate(vectors: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotate (N, H, D): feature i together with feature i + D / 2."""
+    cosine, sine = cosine.to(vectors.dtype), sine.to(vectors.dtype)
+    first, second = vectors.chunk(2, -1)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, sizes: Sizes, form: str) -> None:
+        super().__init__()
+        self.head_dim = sizes.head_dim
+        queries, keys = sizes.heads * sizes.head_dim, sizes.key_value_heads * sizes.head_dim
+        self.q_proj = nn.Linear(sizes.dim, queries, bias=False)
+        self.k_proj = nn.Linear(sizes.dim, keys, bias=False)
+        self.v_proj = nn.Linear(sizes.dim, keys, bias=False)
+        self.o_proj = nn.Linear(queries, sizes.dim, bias=False)
+        self.q_norm = RmsNorm(sizes.head_dim) if form == "qwen3" else nn.Identity()
+        self.k_norm = RmsNorm(sizes.head_dim) if form == "qwen3" else nn.Identity()
+
+    def forward(self, tokens: Tensor, layer: int, attention: Attention, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """tokens (N, dim)"""
+        query, key, value = (
+            projection(tokens).unflatten(-1, (-1, self.head_dim))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (N, heads, head_dim)
+        query, key = rotate(self.q_norm(query), *rotation), rotate(self.k_norm(key), *rotation)
+        found = attention(layer, query, key, value, scale=self.head_dim**-0.5)
+        output: Tensor = self.o_proj(found.flatten(1))
+        return output
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(sizes.dim, sizes.feedforward, bias=False)
+        self.up_proj = nn.Linear(sizes.dim, sizes.feedforward, bias=False)
+        self.down_proj = nn.Linear(sizes.feedforward, sizes.dim, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        output: Tensor = self.down_proj(functional.silu(self.gate_proj(tokens)) * self.up_proj(tokens))
+        return output
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each on the normalized input and added to it."""
+
+    def __init__(self, layer: int, sizes: Sizes, form: str) -> None:
+        super().__init__()
+        self.layer = layer
+        self.input_layernorm = RmsNorm(sizes.dim)
+        self.self_attn = SelfAttention(sizes, form)
+        self.post_attention_layernorm = RmsNorm(sizes.dim)
+        self.mlp = FeedForward(sizes)
+
+    def forward(self, tokens: Tensor, attention: Attention, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """tokens (N, dim)"""
+        tokens = tokens + self.self_attn(self.input_layernorm(tokens), self.layer, attention, rotation)
+        added: Tensor = tokens + self.mlp(self.post_attention_layernorm(tokens))
+        return added
+
+
+class Body(nn.Module):
+    """All but the head. It has no forward of its own: its name is there for the weights' names."""
+
+    def __init__(self, sizes: Sizes, vocabulary: int, form: str) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(vocabulary, sizes.dim)
+        self.layers = nn.ModuleList(Block(layer, sizes, form) for layer in range(sizes.layers))
+        self.norm = RmsNorm(sizes.dim)
+
+
+class TiedHead(nn.Module):
+    """A head whose weights are those of an embedding."""
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.embedding.get_parameter("weight")
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return functional.linear(hidden, self.weight)
+
+
+class Decoder(nn.Module):
+    """A causal network (`CausalNetwork`). shape: of the ids of "tokens"; its outputs are the same number.
+
+    checkpoint_blocks: keep the inputs of blocks alone and compute them again in the backward pass.
+    """
+
+    encodings: ClassVar[tuple[str, ...]] = ("tokens",)
+    Options: ClassVar[type[Section]] = DecoderOptions
+
+    def __init__(self, options: DecoderOptions, shape: NetworkShape) -> None:
+        super().__init__()
+        self.options, self.sizes, self.vocabulary = options, sizes_of(options), shape.vocabulary["tokens"]
+        self.checkpoint_blocks = False
+        self.longest = options.context
+        with torch.device("meta"):  # nothing is drawn but first values
+            self.model = Body(self.sizes, self.vocabulary, options.form)
+            if not options.tied:
+                self.lm_head = nn.Linear(self.sizes.dim, self.vocabulary, bias=False)
+        if torch.get_default_device().type != "meta":
+            self._start()
+
+    def _start(self) -> None:
+        self.to_empty(device=torch.get_default_device())
+        parameters = dict(self.named_parameters())
+        with torch.no_grad():
+            for name, value in self.first_values():
+                parameters[name].copy_(value)
+
+    def first_values(self) -> Iterator[tuple[str, Tensor]]:
+        """Normal numbers, smaller where they are added to the stream, which keeps its size so (Radford et al. 2019)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                yield name, torch.ones(parameter.shape)
+            else:
+                is_added = name.endswith(("o_proj.weight", "down_proj.weight"))
+                width = INITIAL / math.sqrt(2 * self.sizes.layers) if is_added else INITIAL
+                yield name, torch.empty(parameter.shape).normal_(std=width)
+
+    @property
+    def head(self) -> nn.Module:
+        return TiedHead(self.model.embed_tokens) if self.options.tied else self.lm_head
+
+    def hidden(self, ids: Tensor, attention: Attention) -> Tensor:
+        tokens = self.model.embed_tokens(ids)
+        rotation = angles(attention.positions, self.sizes.head_dim, self.options.rope_theta)
+        for block in self.model.layers:
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, attention, rotation, use_reentrant=False)
+            else:
+                tokens = block(tokens, attention, rotation)
+        found: Tensor = self.model.norm(tokens)
+        return found
+
+    def forward(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:
+        """Logits (N, V)"""
+        tokens = inputs["tokens"]
+        attention = PackedCausal(tokens.offsets)
+        if attention.longest > self.longest:
+            raise DataError(
+                f"a row has {attention.longest} tokens, but this network was made for at most {self.longest}: set "
+                f"model.options.context to as many, or cut longer rows"
+            )
+        logits: Tensor = self.head(self.hidden(tokens.values.long(), attention))
+        return logits
+
+    def files(self) -> dict[str, str]:
+        return {
+            "config.json": json.dumps(self._configuration(), indent=2),
+            "generation_config.json": json.dumps({"_from_model_config": True}, indent=2),
+        }
+
+    def _configuration(self) -> dict[str, Any]:
+        """What `transformers` reads."""
+        sizes, is_llama = self.sizes, self.options.form == "llama"
+        return {
+            "architectures": ["LlamaForCausalLM" if is_llama else "Qwen3ForCausalLM"],
+            "model_type": self.options.form,
+            "vocab_size": self.vocabulary,
+            "hidden_size": sizes.dim,
+            "intermediate_size": sizes.feedforward,
+            "num_hidden_layers": sizes.layers,
+            "num_attention_heads": sizes.heads,
+            "num_key_value_heads": sizes.key_value_heads,
+            "head_dim": sizes.head_dim,
+            "hidden_act": "silu",
+            "max_position_embeddings": self.options.context,
+            "initializer_range": INITIAL,
+            "rms_norm_eps": EPSILON,
+            "rope_theta": self.options.rope_theta,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.options.rope_theta},
+            "tie_word_embeddings": self.options.tied,
+            "attention_bias": False,
+            "use_cache": True,
+            "torch_dtype": "float32",
+        }
