@@ -96,7 +96,7 @@ def main(strategy: str, out: Path) -> None:
         first = {key: value.clone() for key, value in run.weights().items()}
         for _ in run.events():
             pass
-        logits, targets = run.logits(run.validation, run.validation_batches)
+        logits, targets = run.scores(run.validation, run.validation_batches)
         found = {
             **{f"weights/{key}": value for key, value in run.weights().items()},
             "logits": torch.from_numpy(logits),

@@ -170,7 +170,7 @@ def test_early_stopping_keeps_the_best_weights(tmp_path: Path) -> None:
     best = max(evaluations, key=lambda event: event.metrics["accuracy"])
     assert "no better accuracy" in events[-1].reason
     assert events[-1].best_step == best.step
-    logits, targets = run.logits(run.validation, run.validation_batches)
+    logits, targets = run.scores(run.validation, run.validation_batches)
     assert run.task.quick_metrics(logits, targets) == pytest.approx(best.metrics)
 
 
@@ -178,7 +178,7 @@ def test_the_last_weights_are_kept_where_the_recipe_says_so(tmp_path: Path) -> N
     run = make(tmp_path, noise=True, recipe=replace(RECIPE, epochs=10, early_stopping=0, keep="last"))
     events = list(run.events())
     assert events[-1].best_step == events[-1].step
-    logits, targets = run.logits(run.validation, run.validation_batches)
+    logits, targets = run.scores(run.validation, run.validation_batches)
     assert run.task.quick_metrics(logits, targets) == pytest.approx(of_kind(events, Evaluated)[-1].metrics)
 
 

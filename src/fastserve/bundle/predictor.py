@@ -11,7 +11,7 @@ import numpy as np
 from fastserve.bundle.bundle import Bundle
 from fastserve.bundle.runtimes.base import Runtime, choose_runtime
 from fastserve.plugins import TASKS
-from fastserve.tasks.base import Task
+from fastserve.tasks.base import LabelTask
 from fastserve.types import Encoded, FloatArray, Prediction
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class Predictor:
         return choose_runtime(self.bundle, self.runtime_name, threads=self.threads)
 
     @functools.cached_property
-    def task(self) -> Task:
+    def task(self) -> LabelTask:
         manifest = self.bundle.manifest
-        return cast(Task, TASKS.load(manifest.task)(manifest.labels, multi_label=manifest.multi_label))
+        return cast(LabelTask, TASKS.load(manifest.task)(manifest.labels, multi_label=manifest.multi_label))
 
     def warm(self) -> Predictor:
         """Read everything and answer once, so that the first request is as fast as the second."""

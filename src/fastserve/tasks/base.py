@@ -25,7 +25,7 @@ class Task(Protocol):
 
     @property
     def outputs(self) -> int:
-        """How many numbers the network gives for a row."""
+        """How many numbers `score` gives for a row."""
 
     @property
     def main_metric(self) -> str:
@@ -40,8 +40,15 @@ class Task(Protocol):
         rows: of the whole step, where the batch is one worker's part of it.
         """
 
-    def quick_metrics(self, logits: FloatArray, targets: npt.NDArray[Any]) -> dict[str, float]:
-        """A few figures for the evaluation inside a run."""
+    def score(self, network: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """What an evaluation keeps of each row of a batch, (B, outputs): logits, or sums that metrics are made of."""
+
+    def quick_metrics(self, scores: FloatArray, targets: npt.NDArray[Any]) -> dict[str, float]:
+        """A few figures for the evaluation inside a run, from `score` and `targets` of all its rows."""
+
+
+class LabelTask(Task, Protocol):
+    """A task whose answers are labels with probabilities, which is all that a server of labels needs to know."""
 
     def probabilities(self, logits: FloatArray) -> FloatArray:
         """Logits (N, outputs) to probabilities of the same shape."""

@@ -89,8 +89,13 @@ class Classification:
         smooth = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
         return functional.binary_cross_entropy_with_logits(logits, smooth, pos_weight=weight)
 
-    def quick_metrics(self, logits: FloatArray, targets: npt.NDArray[Any]) -> dict[str, float]:
-        probabilities = self.probabilities(logits)
+    def score(self, network: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+        """Logits (B, outputs)."""
+        logits: Tensor = network(inputs)
+        return logits
+
+    def quick_metrics(self, scores: FloatArray, targets: npt.NDArray[Any]) -> dict[str, float]:
+        probabilities = self.probabilities(scores)
         if self.multi_label:
             truth, predicted = targets > THRESHOLD, probabilities >= THRESHOLD
             right = np.where(truth, probabilities, 1 - probabilities)

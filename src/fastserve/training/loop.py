@@ -218,8 +218,8 @@ class TrainingRun:
         self._update_average()
         with self._averaged():
             with self.world.pulse.during("evaluation"):
-                logits, targets = self.logits(self.validation, self.validation_batches)
-            metrics = self.task.quick_metrics(logits, targets)
+                scores, targets = self.scores(self.validation, self.validation_batches)
+            metrics = self.task.quick_metrics(scores, targets)
             value = metrics[settings.metric] * (1 if settings.more_is_better else -1)
             gain = at.best_value is None or value > at.best_value
             if gain or settings.recipe.keep == "last":
@@ -240,8 +240,8 @@ class TrainingRun:
             yield from self.evaluate()
         self.progress.finished = self.progress.finished or "all epochs done"
 
-    def logits(self, data: Rows, batches: list[LongArray]) -> tuple[FloatArray, npt.NDArray[Any]]:
-        """Network outputs (N, outputs) and targets of the rows in `batches`, in the order of the row numbers.
+    def scores(self, data: Rows, batches: list[LongArray]) -> tuple[FloatArray, npt.NDArray[Any]]:
+        """What the task keeps of each row (N, outputs), and targets, of `batches` in the order of the row numbers.
 
         Workers take turns with the batches and all get the whole.
         """
@@ -252,12 +252,12 @@ class TrainingRun:
             for rows, counts in self.world.turns(batches):
                 self.world.pulse.turns += 1
                 batch = data.batch(rows)
-                outputs = self.objective(self._to_device(batch)[0]).float().cpu().numpy()
+                scores = self.objective(self._to_device(batch)[0]).float().cpu().numpy()
                 kept = slice(None) if counts else slice(0)
-                found.append((outputs[kept], batch.targets[kept], rows[kept]))
-        outputs, targets, order = (self.world.gather(np.concatenate(column)) for column in zip(*found, strict=True))
+                found.append((scores[kept], batch.targets[kept], rows[kept]))
+        scores, targets, order = (self.world.gather(np.concatenate(column)) for column in zip(*found, strict=True))
         back = np.argsort(order, kind="stable")
-        return outputs[back], targets[back]
+        return scores[back], targets[back]
 
     def weights(self) -> dict[str, Tensor]:
         """The network's state dict, whole and on the processor of the leader; the others help and get nothing."""

@@ -27,10 +27,9 @@ class Objective(nn.Module):
     def forward(
         self, inputs: Mapping[str, RaggedTensor], targets: Tensor | None = None, rows: int | None = None
     ) -> Tensor:
-        """The mean loss of the batch (`Task.loss`), or without targets the network's outputs (B, outputs)."""
+        """The mean loss of the batch (`Task.loss`), or without targets what an evaluation keeps (`Task.score`)."""
         if targets is None:
-            outputs: Tensor = self.network(inputs)
-            return outputs
+            return self.task.score(self.network, inputs)
         return self.task.loss(self.network, inputs, targets, rows)
 
     def first_values(self) -> Iterator[tuple[str, Tensor]]:

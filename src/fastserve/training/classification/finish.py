@@ -13,6 +13,7 @@ from fastserve.evaluation.classification import evaluate_classification
 from fastserve.evaluation.html import report_html
 from fastserve.evaluation.model import slice_columns
 from fastserve.models.network import HasFiles
+from fastserve.tasks.classification import Classification
 from fastserve.training.classification.prepare import HeldOut, Prepared
 from fastserve.training.classification.setup import batches
 from fastserve.training.loop import TrainingRun
@@ -28,7 +29,7 @@ PARITY_CHARACTERS = 2_000
 def finish(prepared: Prepared, run: TrainingRun, folder: RunFolder, origin: Origin) -> None:
     """Judge the network on the test rows (or else the validation rows); the leader saves it with its report."""
     held_out = prepared.test or prepared.validation
-    logits, _ = run.logits(held_out.store, batches(held_out.store))
+    logits, _ = run.scores(held_out.store, batches(held_out.store))
     weights = run.weights()
     if run.world.leads and not folder.finished:  # machines that this one was cut off from may have finished the run
         _save(prepared, run, folder, origin, logits, weights)
@@ -43,7 +44,7 @@ def _save(
     weights: Mapping[str, Tensor],
 ) -> Bundle:
     held_out = prepared.test or prepared.validation
-    probabilities = run.task.probabilities(logits)
+    probabilities = Classification(prepared.labels, multi_label=prepared.multi_label).probabilities(logits)
     report = judge(prepared.labels, held_out, probabilities)
     lineage = origin.lineage()
     model = origin.config.model
