@@ -15,7 +15,7 @@ class Averaging(Alone):
     """Gradients are averaged over the workers."""
 
     def weight(self, part: Part) -> float:
-        """Each worker's mean counts by its rows."""
+        """Each worker's mean counts by what counts in its rows."""
         return part.share * self.world.size
 
     def reduce(self, tables: Iterable[nn.Parameter]) -> None:

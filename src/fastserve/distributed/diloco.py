@@ -59,11 +59,11 @@ class Diloco(Alone):
 
     def weight(self, part: Part) -> float:
         """A worker without rows of its own stands still."""
-        return 1.0 if part.counted else 0.0
+        return part.within if part.counted else 0.0
 
     def rows(self, part: Part) -> int:
         """The step is the worker's own."""
-        return len(part.rows)
+        return part.own or len(part.rows)
 
     def after_step(self) -> None:
         self._steps_alone += 1

@@ -40,7 +40,7 @@ class Strategy(Protocol):
         ...
 
     def weight(self, part: Part) -> float:
-        """What the worker's mean loss is multiplied by."""
+        """What the mean loss of a part is multiplied by; the gradients of a worker's parts are summed."""
         ...
 
     def rows(self, part: Part) -> int:
@@ -96,7 +96,7 @@ class Alone:
         return module
 
     def weight(self, part: Part) -> float:
-        return 1.0
+        return part.within
 
     def rows(self, part: Part) -> int:
         return part.whole

@@ -16,7 +16,7 @@ import torch
 
 from fastserve.distributed.pulse import EXCHANGE, During, Pulse
 from fastserve.distributed.traffic import Traffic
-from fastserve.types import LongArray
+from fastserve.types import FloatArray, LongArray
 
 Item = TypeVar("Item")
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -40,20 +40,25 @@ def _named(name: str) -> Callable[[Method], Method]:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one worker does of a step. rows: int64 (B,), never empty; whole: rows of the step on all workers.
+    """What one worker computes at once of a step.
 
-    counted: False where the step has fewer rows than there are workers: then this one computes a row that another
-    worker counts, so that it takes its turn in every exchange, and its gradient counts for nothing.
+    rows: int64 (B,), never empty. whole: rows of the step on all workers. share: of what counts in the step, that which
+    counts in these rows (a loss is the mean over what counts: rows, or tokens). within: the same, of this worker's.
+
+    A share of 0 fills up: another worker counts the row, or nothing in it counts; it is computed, so that the worker
+    takes its turn in every exchange, and its gradient counts for nothing.
     """
 
     rows: LongArray
     whole: int
-    counted: bool = True
+    share: float = 1.0
+    within: float = 1.0
+    own: int = 0
+    """Rows that this worker has of the step, where it computes them in several parts."""
 
     @property
-    def share(self) -> float:
-        """Of the step's rows, those that this worker counts."""
-        return len(self.rows) / self.whole if self.counted else 0.0
+    def counted(self) -> bool:
+        return self.share > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +123,20 @@ class World:
         """Whether this is the worker that writes and speaks for all."""
         return self.rank == 0
 
-    def part(self, rows: LongArray) -> Part:
-        """This worker's part of a step; over all workers every row is counted once. Like lengths go to all alike."""
+    def part(self, rows: LongArray, counts: FloatArray | None = None) -> Part:
+        """This worker's part of a step; over all workers every row is counted once. Like lengths go to all alike.
+
+        counts: float (B,), how much counts in each row; without it each row counts the same.
+        """
         mine = rows[self.rank :: self.size]
-        return Part(mine, len(rows)) if len(mine) else Part(rows[:1], len(rows), counted=False)
+        if not len(mine):
+            return Part(rows[:1], len(rows), share=0.0, within=0.0)
+        if counts is None:
+            return Part(mine, len(rows), len(mine) / len(rows))
+        whole = float(counts.sum(dtype=np.float64))
+        return Part(
+            mine, len(rows), float(counts[self.rank :: self.size].sum(dtype=np.float64)) / whole if whole else 0.0
+        )
 
     def turns(self, items: Sequence[Item]) -> Iterator[tuple[Item, bool]]:
         """This worker's items, as many on every worker; False with one that fills up and does not count."""
