@@ -164,6 +164,49 @@ class TextPreferences:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """What one side of a conversation says. role: "system", "user", "assistant", or others of a template."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """A document to learn from, all of it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A prompt, and what is to be written after it."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages in order; what the assistant says is learned."""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers after the same messages (or the same prompt), of which the first is the better one."""
+
+    prompt: tuple[Message, ...] | str
+    chosen: str
+    rejected: str
+
+
+Document = PlainText | Completion | Conversation | Preference
+"""One item of a language model's data."""
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """How a network likes to be trained: what `auto` means for it. Every value can be overridden by the user."""
 
