@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fastserve import config
 from fastserve.errors import ConfigError, WorkError
-from fastserve.generation.choosing import Row, adjust, choose, distribution, keep_min_p, keep_top
-from fastserve.generation.sampling import Sampling
+from fastserve.generation.choosing import adjust, choose, distribution, keep_min_p, keep_top
+from fastserve.generation.sampling import Row, Sampling
 
 VOCABULARY = 12
 finite = st.floats(-20, 20, width=32)

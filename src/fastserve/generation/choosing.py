@@ -15,17 +15,7 @@ import torch
 from torch import Tensor
 
 from fastserve.errors import ConfigError, WorkError
-from fastserve.generation.sampling import Sampling
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A text that is being written: its rules, the ids of its prompt and of what was written, its random numbers."""
-
-    sampling: Sampling
-    prompt: Sequence[int]
-    written: Sequence[int]
-    draws: np.random.Generator
+from fastserve.generation.sampling import Row, Sampling
 
 
 @dataclass(frozen=True, slots=True)

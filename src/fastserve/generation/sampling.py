@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -92,3 +94,16 @@ class Sampling(Section):
         """What one text is drawn with, a number a token. It knows of seed and copy alone, of no neighbor in a batch."""
         entropy = None if self.seed is None else [self.seed, copy]
         return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A text that is being written, as far as choosing its next token needs it.
+
+    prompt, written: token ids; draws: its own random numbers.
+    """
+
+    sampling: Sampling
+    prompt: Sequence[int]
+    written: Sequence[int]
+    draws: np.random.Generator

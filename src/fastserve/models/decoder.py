@@ -205,7 +205,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.options, self.sizes, self.vocabulary = options, sizes_of(options), shape.vocabulary["tokens"]
         self.checkpoint_blocks = False
-        self.longest = options.context
+        self.longest, self.layers = options.context, options.layers
         with torch.device("meta"):  # nothing is drawn but first values
             self.model = Body(self.sizes, self.vocabulary, options.form)
             if not options.tied:
