@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from fastserve.distributed.pieces import Index, read_own, read_whole, whole, wor
 from fastserve.distributed.places import Place
 from fastserve.distributed.shelf import Shelf
 from fastserve.distributed.snapshot import Snapshot, on_cpu
-from fastserve.distributed.tree import places, unpack
+from fastserve.distributed.tree import Where, places, unpack
 from fastserve.errors import TrainingError
 from fastserve.log import warn
 
@@ -64,14 +65,18 @@ class Checkpoints:
         self._writing = _Writing(lambda: self._write(snapshot), daemon=self.group is not None)
         self._writing.start()
 
-    def wait(self) -> None:
-        """Until what is being written is there. StorageError where it failed, on all workers; training can go on."""
+    def wait(self) -> bool:
+        """Until what is being written is there; whether there is one that this process wrote or loaded last.
+
+        StorageError where it failed, on all workers; training can go on.
+        """
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.join()
             if writing.error is not None:
                 self._latest = None
                 raise writing.error
+        return self._latest is not None
 
     def newest(self) -> Found | None:
         """The newest whole checkpoint, the same on all workers. Damaged ones are named in a warning and passed over."""
@@ -83,6 +88,16 @@ class Checkpoints:
             if self._worker == 0:
                 warn(f"checkpoint {self.shelf.place(step).name} is damaged and is not used: {'; '.join(faults)}")
         return None
+
+    def discard(self, step: int) -> bool:
+        """Remove the checkpoint of this step, unless there is no other; whether it is gone, the same on all workers."""
+        self.wait()
+        gone = len(self._from_first(self.shelf.steps())) > 1
+        if gone and self._worker == 0:
+            self.shelf.drop(step)
+        self._from_first([])  # nobody looks at the shelf before
+        self._latest = None
+        return gone
 
     def _copied(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         if self.group is None:
@@ -173,9 +188,14 @@ class Found:
         checkpoints._latest = index.step
         return unpack(index.tree, targets.__getitem__), unpack(own_tree, own.__getitem__)
 
-    def _target(self, name: str, where: tuple[str | int, ...], into: tuple[Place, ...]) -> Tensor:
+    def of_first(self, *into: Place) -> Any:
+        """What the first worker had as its own, on every worker; each tensor goes where `into` says, as in `load`."""
+        tree, own = read_own(self.checkpoints.shelf.place(self.step), 0, functools.partial(_placed, into))
+        return unpack(tree, own.__getitem__)
+
+    def _target(self, name: str, where: Where, into: tuple[Place, ...]) -> Tensor:
         meta = self.index.tensors[name].meta
-        target = next((found for place in into if (found := place(where, meta)) is not None), None)
+        target = _first(into, where, meta)
         if target is None:
             return torch.empty(meta.shape, dtype=meta.dtype)  # empty_like of a meta tensor imports for half a second
         if target.shape != meta.shape or target.dtype != meta.dtype:
@@ -184,6 +204,24 @@ class Found:
                 f"{tuple(meta.shape)} {meta.dtype} in it and {tuple(target.shape)} {target.dtype} in this run"
             )
         return target
+
+
+def _first(into: tuple[Place, ...], where: Where, meta: Tensor) -> Tensor | None:
+    return next((found for place in into if (found := place(where, meta)) is not None), None)
+
+
+def _placed(into: tuple[Place, ...], where: Where, value: Tensor) -> Tensor:
+    """`value`, or the shard that is wanted of it."""
+    target = _first(into, where, value.to("meta"))
+    if target is None:
+        return value.clone()
+    if hasattr(target, "to_local"):
+        from fastserve.distributed import sharded
+
+        sharded.copy_shard(target, value)
+    else:
+        target.copy_(value)
+    return target
 
 
 class _Writing(threading.Thread):

@@ -17,11 +17,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from fastserve import device
 from fastserve.config import Section
 from fastserve.distributed.averaging import Averaging
+from fastserve.distributed.sharded import copy_shard
 from fastserve.distributed.strategy import Named, start_alike
 from fastserve.distributed.world import World
 from fastserve.errors import TrainingError
@@ -94,7 +95,16 @@ class Fsdp(Averaging):
         if targets:
             raise TrainingError(f"the network gives no first value of {', '.join(targets)}: its class must yield all")
 
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """Gradients are averaged in every part: a worker that kept them whole would need the memory of the model."""
+        yield
+        self._count_backward()
+
     def after_step(self) -> None:
+        self._count_backward()
+
+    def _count_backward(self) -> None:
         """Count what the backward pass sent."""
         if self.options.reshard_after_forward:
             self._gathered(self._shards_of_blocks)
@@ -121,14 +131,6 @@ def random_state_of_first() -> Iterator[None]:
     finally:
         if dist.get_rank():
             torch.set_rng_state(own)
-
-
-def copy_shard(target: Tensor, value: Tensor) -> None:
-    """Copy what belongs to this worker of `value`, which all workers have."""
-    if isinstance(target, DTensor):
-        shard = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
-        target, value = target.to_local(), shard.to_local()
-    target.copy_(value)
 
 
 def in_shards(module: nn.Module) -> list[nn.Parameter]:

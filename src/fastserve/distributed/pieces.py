@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastserve import files
-from fastserve.distributed.tree import Tree, places
+from fastserve.distributed.tree import Tree, Where, places
 from fastserve.errors import BundleError
 
 FORMAT = 1
@@ -156,13 +156,18 @@ def _values(tensor: Tensor, block: int = 16 << 20) -> Iterator[memoryview]:
         yield data[start : start + block]
 
 
-def read_own(folder: Path, worker: int) -> tuple[Tree, dict[str, Tensor]]:
-    """What belongs to one worker alone: its tree and the tensors that the tree names."""
+def read_own(
+    folder: Path, worker: int, kept: Callable[[Where, Tensor], Tensor] = lambda where, value: value.clone()
+) -> tuple[Tree, dict[str, Tensor]]:
+    """What belongs to one worker alone: its tree and the tensors that the tree names.
+
+    kept: what to keep of a tensor, given where in the tree it is; it lies in the file, which is closed afterwards.
+    """
     from safetensors import safe_open
 
     with safe_open(folder / worker_file(worker), "pt") as file:
         tree = json.loads(file.metadata()[TREE])
-        return tree, {name: file.get_tensor(name).clone() for name, _ in places(tree)}
+        return tree, {name: kept(where, file.get_tensor(name)) for name, where in places(tree)}
 
 
 def read_whole(folder: Path, index: Index, targets: Mapping[str, Tensor]) -> None:

@@ -38,7 +38,7 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.futures import Future
 
 from fastserve.distributed.pieces import Index, Piece, SavedTensor, key, worker_file, write_pieces
@@ -70,6 +70,14 @@ class Shard:
             size=self.shape,
         )
         return [WriteItem(MetadataIndex(name, self.offsets), WriteItemType.SHARD, tensor_data=data)]
+
+
+def copy_shard(target: Tensor, value: Tensor) -> None:
+    """Copy what belongs to this worker of `value`, which all workers have."""
+    if isinstance(target, DTensor):
+        shard = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+        target, value = target.to_local(), shard.to_local()
+    target.copy_(value)
 
 
 def copied(tensors: Mapping[str, Tensor], worker: int, workers: int) -> dict[str, Tensor | Shard]:
