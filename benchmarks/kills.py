@@ -5,9 +5,10 @@
 Each time one of the workers, all of them, or the command itself is killed with SIGKILL, or a worker is stopped with
 SIGSTOP; after the command's own death it is run again, as a person would. While there are no workers the command is
 the victim. Every run must finish, and its weights must be equal, bit for bit, to those of a run that was left alone.
-Moments are uniform over the time that this one took, told by how far it was, so that they fall alike on a machine that
-is busy with something else. In half of the runs a checkpoint is made after every step. A line for each run says where
-the kill fell and where the run went on; the last line is a summary. Both are JSON.
+A quarter of the moments are uniform over the time that this one took, most of which is the start of processes, the
+others over its steps. Both are told by how far it was, so that they fall alike on a machine that is busy with something
+else. In half of the runs a checkpoint is made after every step. A line for each run says where the kill fell and where
+the run went on; the last line is a summary. Both are JSON.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ COMMAND = "the command"
 VICTIMS = {"one worker": 4, COMMAND: 3, "all workers": 2, "stop one worker": 1}
 """And how often each is drawn."""
 PHASES = ("preparing", "workers start", "training", "report and bundle")
+TRAINING = PHASES.index("training")
+IN_STEPS = 0.75
+"""Share of the moments that are drawn from the steps, and not from the whole time."""
+DELAY_SECONDS = 0.3
+"""After the step was seen: what comes next is interrupted too."""
 LOOK_SECONDS = 0.02
 RESUMED = re.compile(r"resumed at step (\d+)")
 
@@ -100,7 +106,7 @@ class Trial:
         beats = [json.loads(path.read_text("utf-8")) for path in run.glob("workers/heartbeat-*.json")]
         step = max([int(each["step"]) for each in (*events, *beats)], default=0)
         over = any(event["event"] == "finished" for event in events)
-        return Position(3 if over else 2 if step else 1, step)
+        return Position(TRAINING + 1 if over else TRAINING if step else TRAINING - 1, step)
 
     @property
     def writing(self) -> bool:
@@ -168,7 +174,10 @@ class Reference:
         return cls(weights, course, lasted)
 
     def moment(self) -> tuple[Position, float]:
-        """A random one: seconds after the run was first seen at that position."""
+        """A random one: seconds after the run was first seen at that position, or further."""
+        if random.random() < IN_STEPS:
+            last = max(position.step for _, position in self.course)
+            return Position(TRAINING, random.randrange(last)), random.uniform(0.0, DELAY_SECONDS)
         at = random.uniform(self.course[0][0], self.lasted)
         since, position = [each for each in self.course if each[0] <= at][-1]
         return position, at - since
