@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastserve.evaluation.bootstrap import (
+    Z80,
     Z95,
     DoubleArray,
     percentile_metric,
@@ -23,7 +24,6 @@ from fastserve.evaluation.outcomes import Outcomes, Rates, distinct
 from fastserve.types import LongArray, Metric
 
 SIGNIFICANT = 0.05
-_Z80 = 0.841621  # a test that finds a true difference four times in five
 _MOST_CHANGED = 20
 
 
@@ -143,7 +143,7 @@ def rows_needed(difference: float, disagreement: float) -> int:
     in proportions for the paired-sample design".
     """
     spread = max(disagreement - difference**2, 0.0)
-    return math.ceil(((Z95 * math.sqrt(disagreement) + _Z80 * math.sqrt(spread)) / difference) ** 2)
+    return math.ceil(((Z95 * math.sqrt(disagreement) + Z80 * math.sqrt(spread)) / difference) ** 2)
 
 
 def _verdict(names: tuple[str, str], rows: int, difference: Metric, disagreeing: int, p_value: float) -> str:

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from fastserve.evaluation import charts, summary
+from fastserve.evaluation import charts, language_summary, summary
 from fastserve.evaluation.charts import Axis, Series
 from fastserve.evaluation.comparison import Comparison
+from fastserve.evaluation.language_comparison import LanguageComparison
+from fastserve.evaluation.learning_curves import grown_samples, learning_curves
 from fastserve.types import Report
 
 if TYPE_CHECKING:
     import jinja2
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_MOST_POINTS = 200
 _ORIGIN = re.compile(r'<section id="(?:training|data)">.*?</section>', re.DOTALL)
 
 
@@ -31,37 +32,66 @@ def report_html(
     lineage: Mapping[str, Any] | None = None,
     earlier: str | None = None,
 ) -> str:
-    """The page for a report of `evaluate_classification`.
+    """The page for a report of `evaluate_classification` or `evaluate_language`.
 
-    history: a run's events as JSON, of which those with `loss`, `learning_rate` or `metrics` (and `step`) are drawn;
-    faults: what was found wrong in the data; lineage: how the model was made. Both are shown as they are.
-    earlier: the page of the model that this one was made from, for what it says about training and data.
+    history: a run's events as JSON, of which those with `loss`, `learning_rate` or `metrics` (and `step`) are drawn,
+    and `samples` shown; faults: what was found wrong in the data; lineage: how the model was made. Both are shown as
+    they are. earlier: the page of the model that this one was made from, for what it says about training and data.
     """
-    details = report.details
+    history = history or []
+    shown = _language(report, history) if report.task == "generation" else _labels(report)
+    template = "language.html.j2" if report.task == "generation" else "report.html.j2"
     return (
         _environment()
-        .get_template("report.html.j2")
+        .get_template(template)
         .render(
             title=title,
             report=report,
-            details=details,
-            sentences=summary.sentences(report),
+            details=report.details,
             headlines=[name for name in summary.HEADLINES if name in report.metrics],
-            confusion=_confusion(details),
-            reliability=_reliability(details["reliability"]),
-            histogram=_histogram(details["score_histogram"]),
-            curves=_threshold_charts(details["threshold_curve"], details["labels"][-1]),
-            weak={(column, entry["value"]) for column, entry in summary.weakest_slices(report, most=1000)},
             kept=Markup("\n").join(map(Markup, _ORIGIN.findall(earlier or ""))),
-            training=_training(history or []),
+            training=learning_curves(history),
             faults=faults,
             lineage=lineage,
+            **shown,
         )
     )
 
 
-def comparison_html(comparison: Comparison, *, title: str = "Comparison") -> str:
+def _labels(report: Report) -> dict[str, Any]:
+    """What the page of a classifier has of its own."""
+    details = report.details
+    return {
+        "sentences": summary.sentences(report),
+        "confusion": _confusion(details),
+        "reliability": _reliability(details["reliability"]),
+        "histogram": _histogram(details["score_histogram"]),
+        "curves": _threshold_charts(details["threshold_curve"], details["labels"][-1]),
+        "weak": {(column, entry["value"]) for column, entry in summary.weakest_slices(report, most=1000)},
+    }
+
+
+def _language(report: Report, history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the page of a language model has of its own."""
+    found = report.details["histogram"]
+    axis = Axis("bits per character", found["low"], found["high"])
+    entries = [entry for group in report.details["slices"].values() for entry in group["shown"]]
+    return {
+        "sentences": language_summary.sentences(report),
+        "histogram": charts.stacked_bars(
+            "How many bits a character of a row takes", axis, "rows", [("rows", found["rows"])]
+        ),
+        "weak": {(column, entry["value"]) for column, entry in language_summary.weakest_slices(report, most=1000)},
+        "most": max((entry["bits_per_character"]["high"] for entry in entries), default=0.0) or 1.0,
+        "grown": grown_samples(history),
+    }
+
+
+def comparison_html(comparison: Comparison | LanguageComparison, *, title: str = "Comparison") -> str:
     """The page for a comparison."""
+    if isinstance(comparison, LanguageComparison):
+        template = _environment().get_template("language_comparison.html.j2")
+        return template.render(title=title, comparison=comparison)
     classes = sorted(comparison.details["classes"], key=lambda entry: -abs(entry["difference"]["value"]))
     ends = [abs(entry["difference"][end]) for entry in classes for end in ("low", "high")]
     return (
@@ -152,39 +182,3 @@ def _threshold_charts(curve: Sequence[Mapping[str, float]] | None, label: str) -
             by_threshold,
         ),
     ]
-
-
-def _training(history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Loss, validation figures and learning rate over the steps, as far as the history has them."""
-    series: dict[str, list[tuple[float, float]]] = {}
-    for event in history:
-        for name, value in _figures(event):
-            series.setdefault(name, []).append((float(event["step"]), float(value)))
-    losses = [Series(name, _thin(series.pop(name))) for name in ("training loss", "validation loss") if name in series]
-    rate = [Series("learning rate", _thin(series.pop("learning rate")))] if "learning rate" in series else []
-    shares = [Series(name, points, dots=True) for name, points in series.items()]
-    charted = [("Loss", losses), ("On the validation rows", shares), ("Learning rate", rate)]
-    return [{"title": title, "drawing": _steps_chart(title, lines)} for title, lines in charted if lines]
-
-
-def _figures(event: Mapping[str, Any]) -> list[tuple[str, float]]:
-    """What one event says, by the name that the charts use."""
-    if "step" not in event:
-        return []
-    found = [("training loss", event.get("loss")), ("learning rate", event.get("learning_rate"))]
-    for name, value in (event.get("metrics") or {}).items():
-        found.append(("validation loss" if name == "loss" else summary.TITLES.get(name, name), value))
-    return [(name, value) for name, value in found if value is not None and abs(value) < float("inf")]
-
-
-def _steps_chart(title: str, lines: Sequence[Series]) -> Markup:
-    points = [point for line in lines for point in line.points]
-    x = Axis.around("step", [0.0, *(x for x, _ in points)])
-    return charts.line_chart(title, x, Axis.around("", [y for _, y in points]), lines)
-
-
-def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most 200 points, each the mean of its neighbors, so that the trend is seen through the noise of batches."""
-    size = -(-len(points) // _MOST_POINTS)
-    groups = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]

@@ -22,6 +22,10 @@ TITLES = {
     "precision_weighted": "Weighted precision",
     "recall_weighted": "Weighted recall",
     "f1_weighted": "Weighted F1",
+    "bits_per_character": "Bits per character",
+    "bits_per_byte": "Bits per byte",
+    "perplexity": "Perplexity",
+    "loss": "Loss",
 }
 MEANINGS = {
     "accuracy": "share of rows with the right answer",
@@ -30,9 +34,13 @@ MEANINGS = {
     "log_loss": "surprise at the truth; 0 is best, lower is better",
     "calibration_error": "how far claimed probabilities are from what came true; 0 is best",
     "brier": "squared error of the probabilities; 0 is best",
+    "bits_per_character": "what a text would take, written down by the model; lower is better, whatever the tokenizer",
+    "bits_per_byte": "the same for each byte of UTF-8, of which the plain text takes 8 bits",
+    "perplexity": "how many tokens seem equally likely at each place; depends on the tokenizer",
+    "loss": "nats for each token; depends on the tokenizer",
 }
 HEADLINES = tuple(MEANINGS)
-PLAIN = frozenset({"roc_auc", "log_loss", "brier"})
+PLAIN = frozenset({"roc_auc", "log_loss", "brier", "bits_per_character", "bits_per_byte", "perplexity", "loss"})
 """Figures that are shown as they are; all others are percentages."""
 
 _CALIBRATED = 0.03
@@ -40,7 +48,11 @@ _CALIBRATED = 0.03
 
 def figure(name: str, value: float) -> str:
     """A figure as people write it: 86.5%, or 0.412."""
-    return f"{value:.3f}" if name in PLAIN else f"{value * 100:.1f}%"
+    return _plain(value) if name in PLAIN else f"{value * 100:.1f}%"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
 def interval(name: str, metric: Metric) -> str:
@@ -48,7 +60,7 @@ def interval(name: str, metric: Metric) -> str:
     if metric.low is None or metric.high is None:
         return ""
     if name in PLAIN:
-        return f"{metric.low:.3f} to {metric.high:.3f}"
+        return f"{_plain(metric.low)} to {_plain(metric.high)}"
     return f"{metric.low * 100:.1f} to {metric.high * 100:.1f}"
 
 

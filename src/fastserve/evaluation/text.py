@@ -6,32 +6,53 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from fastserve.evaluation import language_summary
 from fastserve.evaluation.comparison import Comparison
+from fastserve.evaluation.language_comparison import LanguageComparison
 from fastserve.evaluation.summary import HEADLINES, TITLES, figure, interval, sentences, weakest_slices
 from fastserve.types import Report
 
 _MOST_LABELS = 20
 _MOST_SLICES = 5
+_MOST_SAMPLES = 5
 _LABEL_WIDTH = 32
 
 
 def report_text(report: Report) -> str:
-    """For a report of `evaluate_classification`.
+    """For a report of `evaluate_classification` or `evaluate_language`.
 
-    A summary, the headline figures with intervals, figures by label, the weakest slices, and notes.
+    A summary, the headline figures with intervals, figures by label, the weakest slices, samples, and notes.
     """
-    blocks = [
-        sentences(report),
-        list(_headlines(report)),
-        list(_labels(report)),
-        list(_slices(report)),
-        [f"Note: {note}" for note in report.details["notes"]],
+    blocks = _language_blocks(report) if report.task == "generation" else _label_blocks(report)
+    return _joined([*blocks, [f"Note: {note}" for note in report.details["notes"]]])
+
+
+def _label_blocks(report: Report) -> list[list[str]]:
+    return [sentences(report), list(_headlines(report)), list(_labels(report)), list(_slices(report))]
+
+
+def _language_blocks(report: Report) -> list[list[str]]:
+    samples = [
+        [f"prompt: {sample['prompt']}", *sample["text"].splitlines()]
+        for sample in report.details["samples"][:_MOST_SAMPLES]
     ]
+    return [
+        language_summary.sentences(report),
+        list(_headlines(report)),
+        list(_checks(report)),
+        list(_language_slices(report)),
+        *samples,
+    ]
+
+
+def _joined(blocks: Sequence[Sequence[str]]) -> str:
     return "\n\n".join("\n".join(map(printable, block)) for block in blocks if block) + "\n"
 
 
-def comparison_text(comparison: Comparison) -> str:
+def comparison_text(comparison: Comparison | LanguageComparison) -> str:
     """The verdict, both models' figures, and how many rows changed."""
+    if isinstance(comparison, LanguageComparison):
+        return _joined([[comparison.verdict], list(_table(_language_differences(comparison)))])
     a, b = comparison.names
     rows = [["", a, b, f"{b} - {a}", "95% interval"]]
     for name, found in comparison.differences.items():
@@ -43,8 +64,17 @@ def comparison_text(comparison: Comparison) -> str:
         f"only {a} is right in {comparison.only_a:,} rows, only {b} in {comparison.only_b:,} "
         f"(exact McNemar test, p = {comparison.p_value:.3g})"
     )
-    blocks = [[comparison.verdict], list(_table(rows)), [changed]]
-    return "\n\n".join("\n".join(map(printable, block)) for block in blocks) + "\n"
+    return _joined([[comparison.verdict], list(_table(rows)), [changed]])
+
+
+def _language_differences(comparison: LanguageComparison) -> list[list[str]]:
+    a, b = comparison.names
+    rows = [["(less is better)", a, b, f"{b} - {a}", "95% interval"]]
+    for name, found in comparison.differences.items():
+        gap = found.difference
+        span = f"{gap.low:+.3f} to {gap.high:+.3f}"
+        rows.append([TITLES[name], figure(name, found.a), figure(name, found.b), f"{gap.value:+.3f}", span])
+    return rows
 
 
 def _headlines(report: Report) -> Iterator[str]:
@@ -84,6 +114,24 @@ def _slices(report: Report) -> Iterator[str]:
         name = _cut(f"{column} = {entry['value']}")
         rows.append([name, f"{entry['rows']:,}", figure("accuracy", accuracy["value"]), span])
     yield from _table(rows)
+
+
+def _checks(report: Report) -> Iterator[str]:
+    rows = [["check", "rows", "passed", "95% interval"]]
+    for check in report.details["checks"]:
+        share = check["share"]
+        span = f"{share['low'] * 100:.1f} to {share['high'] * 100:.1f}"
+        rows.append([_cut(check["name"]), f"{check['rows']:,}", f"{share['value'] * 100:.1f}%", span])
+    return _table(rows) if len(rows) > 1 else iter(())
+
+
+def _language_slices(report: Report) -> Iterator[str]:
+    rows = [["weakest slices", "rows", "bits per character", "95% interval"]]
+    for column, entry in language_summary.weakest_slices(report, _MOST_SLICES):
+        bits = entry["bits_per_character"]
+        span = f"{bits['low']:.3f} to {bits['high']:.3f}"
+        rows.append([_cut(f"{column} = {entry['value']}"), f"{entry['rows']:,}", f"{bits['value']:.3f}", span])
+    return _table(rows) if len(rows) > 1 else iter(())
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
