@@ -3,12 +3,12 @@
     python benchmarks/scaling.py [DATA] [--network transformer] [--workers 1,2,4] [--strategies ddp,fsdp,diloco]
     python benchmarks/scaling.py --link 50 --latency 20 --workers 1,2     # hosts with a limited link (Mbit/s, ms)
 
-Every figure is of a whole `fastserve train` of its own: the median time of a step after the first ones, by the run's
-own events. One worker has one thread, so that the cores are what is shared. Ideal is the speed of one worker times the
-workers, or the cores where these are fewer. With --link each worker is on a host of its own (a network namespace), and
-bytes are those that left the hosts. Rounds are interleaved and medians are told. The last table compares the loss on
-the validation rows: diloco and ddp see the same rows in the same number of steps. Needs nothing beyond FastServe; hosts
-need root and iproute2.
+Every figure is of a whole `fastserve train` of its own that is evaluated at its end only: the mean time of a step after
+the first ones, by the run's own events, in which diloco's exchanges have the share that they have in a long run. One
+worker has one thread, so that the cores are what is shared. Ideal is the speed of one worker times the workers, or the
+cores where these are fewer. With --link each worker is on a host of its own (a network namespace), and bytes are those
+that left the hosts. Rounds are interleaved and medians are told. Needs nothing beyond FastServe; hosts need root and
+iproute2.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ DATA = Path(__file__).resolve().parents[1] / "examples/reviews.tsv"
 PORT = 29_410
 SKIPPED = 5
 """Steps at the start that do not count: first touches of memory, and threads that come up."""
+UNDISTURBED = 0.9
+"""Share of the steps that count: the slowest had to wait for something else on the machine."""
 SECONDS = 900
 
 
@@ -94,6 +96,7 @@ def settings(case: Case, options: argparse.Namespace) -> list[str]:
         f"train.epochs={options.epochs}",
         "train.early_stopping=0",
         "train.keep=last",
+        "train.evaluate_every=1000000",
         "train.checkpoint_seconds=1000000",
         "train.threads=1",
         f"distributed.strategy={case.strategy}",
@@ -111,7 +114,8 @@ def measure(case: Case, options: argparse.Namespace) -> Measured:
             sent = on_hosts(command, case.workers, environment, options)
         else:
             run([*command, "--workers", str(case.workers)], environment)
-        return read(Path(home), sent, case.workers)
+        period = options.inner_steps if case.strategy == "diloco" and case.workers > 1 else 1
+        return read(Path(home), sent, case.workers, period)
 
 
 def run(command: list[str], environment: dict[str, str]) -> None:
@@ -134,20 +138,36 @@ def on_hosts(command: list[str], count: int, environment: dict[str, str], option
         return statistics.mean(host.bytes_sent() for host in machines)
 
 
-def read(home: Path, sent: float | None, workers: int) -> Measured:
+def read(home: Path, sent: float | None, workers: int, period: int) -> Measured:
+    """period: steps from one exchange to the next."""
     (path,) = home.glob("runs/*/events.jsonl")
     events = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     steps = [event for event in events if event["event"] == "step"]
     rows = statistics.mode(event["rows"] for event in steps)
     pairs = list(itertools.pairwise(steps))[SKIPPED:]
-    times = [b["time"] - a["time"] for a, b in pairs if b["step"] == a["step"] + 1 and b["rows"] == rows]
+    times = {b["step"]: b["time"] - a["time"] for a, b in pairs if b["rows"] == rows}
     evaluated = [event for event in events if event["event"] == "evaluation"]
     return Measured(
-        statistics.mean(sorted(times)[: max(1, len(times) * 9 // 10)]),  # without the pauses of an evaluation
+        usual(times, period),
         rows,
         sent / steps[-1]["step"] if sent is not None else traffic(path.parent, workers),
         evaluated[-1]["metrics"]["loss"],
     )
+
+
+def usual(times: dict[int, float], period: int) -> float:
+    """The mean of the undisturbed steps, where one in `period` ends with an exchange and is counted apart."""
+    exchanging = [seconds for step, seconds in times.items() if step % period == 0]
+    others = [seconds for step, seconds in times.items() if step % period]
+    if not others:
+        return undisturbed(exchanging)
+    if not exchanging:
+        sys.exit(f"the run has no {period} steps from one exchange to the next: more --epochs or fewer --inner-steps")
+    return (undisturbed(others) * (period - 1) + statistics.median(exchanging)) / period
+
+
+def undisturbed(times: list[float]) -> float:
+    return statistics.mean(sorted(times)[: max(1, int(len(times) * UNDISTURBED))])
 
 
 def traffic(folder: Path, workers: int) -> float | None:
@@ -155,20 +175,26 @@ def traffic(folder: Path, workers: int) -> float | None:
     files = sorted(folder.glob("workers/rank-*.jsonl"))
     if workers == 1 or not files:
         return None
-    last = [json.loads(file.read_text("utf-8").splitlines()[-1]) for file in files]
+    last: list[dict[str, float]] = [json.loads(file.read_text("utf-8").splitlines()[-1]) for file in files]
     return statistics.mean(each["sent"] / each["step"] for each in last)
 
 
 def predicted(options: argparse.Namespace, counts: list[int]) -> dict[Case, dict[str, float]]:
     """What `fastserve plan` says of the same work."""
-    words = settings(Case("diloco", 2), options)
-    command = [sys.executable, "-m", "fastserve", "plan", *words, "--json", "--workers", ",".join(map(str, counts))]
-    if options.link:
-        command += ["--link", f"{options.link}Mbit", "--latency", f"{options.latency}ms", "--per-node", "1"]
-        command += ["--cores", "1"] if max(counts) <= device.cores() else []
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_WAIT_POLICY": "passive"}, capture_output=True, text=True, timeout=SECONDS
-    )
+    if not options.link:
+        return plan(options, ["--workers", ",".join(map(str, counts))])
+    link = ["--link", f"{options.link}Mbit", "--latency", f"{options.latency}ms", "--per-node", "1", "--cores", "1"]
+    found: dict[Case, dict[str, float]] = {}
+    for count in counts:  # hosts that are one machine share its cores
+        share = min(1.0, device.cores() / count)
+        found |= plan(options, ["--workers", str(count), "--speed", str(share), *link])
+    return found
+
+
+def plan(options: argparse.Namespace, words: list[str]) -> dict[Case, dict[str, float]]:
+    command = [sys.executable, "-m", "fastserve", "plan", *settings(Case("diloco", 2), options), "--json", *words]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
     if done.returncode:
         sys.exit(done.stderr)
     plans = json.loads(done.stdout.splitlines()[-1])["plans"]

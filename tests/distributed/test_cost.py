@@ -8,12 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastserve.distributed.cost import Cluster, Link, Work, all_reduce, bytes_of, estimate, recommend
+from fastserve.distributed.cost import (
+    HANDSHAKE,
+    PAYLOAD,
+    Cluster,
+    Link,
+    Work,
+    all_gather,
+    all_reduce,
+    bytes_of,
+    estimate,
+    recommend,
+    reduce_scatter,
+)
 from fastserve.errors import ConfigError
 
 WORK = Work(
     rows=512, fixed=0.01, per_row=0.001, dense=400_000_000, table_row=100.0, dense_state=2_000_000_000,
-    tables=1_000_000, largest=50_000_000, activations=1e6,
+    tables=1_000_000, largest=50_000_000, activations=1e6, blocks=7, in_blocks=350_000_000,
 )  # fmt: skip
 FAST, SLOW = Link.parse("100Gbit", "5us"), Link.parse("50Mbit", "20ms")
 
@@ -27,7 +39,8 @@ def cluster(workers: int, link: Link = FAST) -> Cluster:
     [("100Gbit", 12.5e9), ("50 Mbit/s", 6.25e6), ("12GB", 12e9), ("1.6 Gbps", 2e8), ("800kbit", 1e5)],
 )
 def test_bandwidths_are_read_as_they_are_written(said: str, bytes_a_second: float) -> None:
-    assert Link.parse(said).bandwidth == pytest.approx(bytes_a_second)
+    """Headers of frames are part of what a wire carries."""
+    assert Link.parse(said).bandwidth == pytest.approx(bytes_a_second * PAYLOAD)
 
 
 @pytest.mark.parametrize("said", ["fast", "-3ms", "20", "0Gbit", ""])
@@ -45,9 +58,40 @@ def test_sizes() -> None:
 
 
 def test_two_workers_send_the_whole_once() -> None:
-    seconds, sent = all_reduce(1e9, cluster(2))
-    assert sent == 1e9
-    assert seconds == pytest.approx(2 * FAST.latency + 1e9 / FAST.bandwidth)
+    found = all_reduce(1e9, cluster(2))
+    assert found.sent == 1e9
+    assert found.seconds == pytest.approx(2 * HANDSHAKE * FAST.latency + 1e9 / FAST.bandwidth)
+
+
+def test_what_goes_around_once_and_twice() -> None:
+    """With nccl an all-reduce is a reduce-scatter and an all-gather; gloo has no reduce-scatter that sends less."""
+    on_processors, on_devices = cluster(4), replace(cluster(4), gloo=False)
+    assert all_gather(1e9, on_devices).sent == 0.75e9
+    assert all_gather(1e9, on_devices) + reduce_scatter(1e9, on_devices) == all_reduce(1e9, on_devices)
+    assert reduce_scatter(1e9, on_processors) == all_reduce(1e9, on_processors)
+
+
+def test_fsdp_waits_for_each_block() -> None:
+    """Of 7 blocks two gathers and a scatter, of the rest one of each, and the norm; of what there is, half a round."""
+    slow = replace(WORK, table_row=0.0)
+    found = estimate(slow, cluster(2, SLOW), "fsdp")
+    assert found.sent == pytest.approx(0.5 * (4 * WORK.in_blocks + 3 * (WORK.dense - WORK.in_blocks)))
+    rounds = 7 * (1 + 1 + 2) + (1 + 2) + 2
+    assert found.exchange == pytest.approx(rounds * HANDSHAKE * SLOW.latency + found.sent / SLOW.bandwidth)
+    on_devices = estimate(slow, replace(cluster(2, SLOW), gloo=False), "fsdp")
+    assert on_devices.sent == pytest.approx(found.sent - 0.5 * WORK.dense)
+
+
+def test_workers_that_share_cores_exchange_more_slowly() -> None:
+    """Inside a machine an exchange is work of its cores, which hides nothing; on a wire it is waiting."""
+    two, four = (estimate(WORK, Cluster(n, n, 2, FAST, FAST), "ddp") for n in (2, 4))
+    alone = estimate(WORK, Cluster(4, 4, 4, FAST, FAST), "ddp")
+    assert (two.hidden, four.hidden, alone.hidden) == (0, 0, 0)
+    assert four.exchange == pytest.approx(2 * alone.exchange)
+    assert estimate(WORK, Cluster(2, 2, 4, FAST, FAST), "ddp").hidden > 0, "two of four cores are free"
+    apart = estimate(WORK, Cluster(4, 1, 1, FAST, FAST), "ddp")
+    assert apart.hidden > 0
+    assert apart.exchange == pytest.approx(alone.exchange)
 
 
 def test_one_worker_waits_for_nobody() -> None:

@@ -2,6 +2,10 @@
 
 A worker's time is a + b * rows, as measured on one worker; workers that share cores share their speed. Exchanges follow
 the usual model of collectives (Thakur, Rabenseifner, Gropp 2005): messages * latency + bytes on the wire / bandwidth.
+
+Two things are told apart that both are exchanges. Between machines a worker waits for the wire, and can compute
+meanwhile. Between processes of a machine, with gloo, it copies: that is work of the same cores, which workers share as
+they share them for computing, and which hides nothing unless a core is free.
 """
 
 from __future__ import annotations
@@ -24,19 +28,23 @@ BACKWARD = 2 / 3
 """Of a step's computation, the part in which gradients can travel meanwhile."""
 BUCKET_BYTES = 25 << 20
 """The last gradients of a step, which no computation hides (torch's DDP)."""
+PAYLOAD = 1448 / 1514
+"""Of the bytes on a wire: a full Ethernet frame without its headers and those of IPv4 and TCP with time stamps."""
+HANDSHAKE = 2
+"""Ways that a message of gloo takes: its receiver says first that it is ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Between two workers, one way. bandwidth: bytes a second; latency: seconds."""
+    """Between two workers, one way. bandwidth: bytes of payload a second; latency: seconds."""
 
     bandwidth: float
     latency: float
 
     @classmethod
     def parse(cls, bandwidth: str, latency: str = "50us") -> Link:
-        """`100Gbit` and `20ms`; ConfigError says what is expected."""
-        return cls(_quantity(bandwidth, UNITS, "a bandwidth such as 100Gbit or 12GB"), _seconds(latency))
+        """`100Gbit` on the wire and `20ms`; ConfigError says what is expected."""
+        return cls(_quantity(bandwidth, UNITS, "a bandwidth such as 100Gbit or 12GB") * PAYLOAD, _seconds(latency))
 
 
 def _quantity(text: str, units: dict[str, float], expected: str) -> float:
@@ -65,7 +73,8 @@ class Work:
     rows: of a step on all workers. fixed, per_row: seconds. dense: bytes of the gradients that travel whole.
     table_row: bytes of row-sparse gradients that travel for each text. dense_state: bytes of weights, gradients,
     optimizer and copies of the parameters that can be sharded. tables: bytes of the tables' weights. largest: bytes of
-    the weights that are whole at a time. activations: bytes a row.
+    the weights that are whole at a time. activations: bytes a row. blocks: parts of the network that fsdp exchanges one
+    by one; in_blocks: bytes of their weights, among `dense`.
     """
 
     rows: int
@@ -77,12 +86,15 @@ class Work:
     tables: int
     largest: int
     activations: float
+    blocks: int = 0
+    in_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """Where it would run. per_node: workers on a machine; cores: what they share there; speed: of a worker alone,
-    compared with the one that was measured. inside: the link between workers of one machine."""
+    compared with the one that was measured. inside: the link between workers of one machine, as two of them with a core
+    each measured it. gloo: what processors exchange with; else it is nccl."""
 
     workers: int
     per_node: int
@@ -90,16 +102,37 @@ class Cluster:
     link: Link
     inside: Link
     speed: float = 1.0
+    gloo: bool = True
+
+    @property
+    def here(self) -> int:
+        """Workers on one machine."""
+        return min(self.per_node, self.workers)
+
+    @property
+    def sharing(self) -> float:
+        """Workers for each core, where there are more of them."""
+        return max(1.0, self.here / self.cores)
 
     @property
     def slowdown(self) -> float:
-        """By how much workers that share cores are slower."""
-        return max(1.0, min(self.per_node, self.workers) / self.cores) / self.speed
+        """By how much workers that share cores compute more slowly."""
+        return self.sharing / self.speed
+
+    @property
+    def copies(self) -> bool:
+        """Whether the exchange of all workers is work of their cores."""
+        return self.gloo and self.workers <= self.per_node
 
     @property
     def slowest(self) -> Link:
         """What an exchange of all workers waits for."""
         return self.inside if self.workers <= self.per_node else self.link
+
+    @property
+    def overlap(self) -> float:
+        """Share of an exchange that can go on while the worker computes."""
+        return min(1.0, max(0.0, self.cores / self.here - 1)) if self.copies else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,43 +163,76 @@ class Estimate:
         return self.rows / self.step
 
 
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Seconds, and bytes that each worker sends."""
+
+    seconds: float = 0.0
+    sent: float = 0.0
+
+    def __add__(self, other: Exchange) -> Exchange:
+        return Exchange(self.seconds + other.seconds, self.sent + other.sent)
+
+    def __mul__(self, times: float) -> Exchange:
+        return Exchange(self.seconds * times, self.sent * times)
+
+
 def estimate(work: Work, cluster: Cluster, strategy: str, *, inner_steps: int = INNER_STEPS) -> Estimate:
     """Time, traffic and memory of `strategy`: ddp, fsdp or diloco."""
     workers = cluster.workers
     compute = (work.fixed + work.per_row * work.rows / workers) * cluster.slowdown
-    exchange = hidden = sent = 0.0
+    dense, rest = Exchange(), Exchange()
     if workers > 1 and strategy == "diloco":
         whole = (work.dense + work.tables) / 2  # in bfloat16
-        exchange, sent = all_reduce(whole, cluster)
-        exchange, sent = exchange / inner_steps, sent / inner_steps
+        rest = all_reduce(whole, cluster) * (1 / inner_steps)
     elif workers > 1:
-        once, sent = all_reduce(work.dense, cluster)
-        if strategy == "fsdp":
-            once, sent = once * 1.5, sent * 1.5  # gathers of weights in both passes, and a reduce-scatter
-        rows, sent_rows = all_gather(work.table_row * work.rows, cluster)
-        early = max(0.0, 1 - BUCKET_BYTES / work.dense) if work.dense else 0.0
-        hidden = min(once * early, compute * BACKWARD)
-        exchange, sent = once + rows, sent + sent_rows
-    return Estimate(strategy, workers, compute, exchange, hidden, sent, _memory(work, workers, strategy), work.rows)
+        dense = _sharded(work, cluster) if strategy == "fsdp" else all_reduce(work.dense, cluster)
+        rest = _rows(work, cluster)
+    early = max(0.0, 1 - BUCKET_BYTES / work.dense) if work.dense else 0.0
+    hidden = min(dense.seconds * early, compute * BACKWARD) * cluster.overlap
+    both = dense + rest
+    return Estimate(
+        strategy, workers, compute, both.seconds, hidden, both.sent, _memory(work, workers, strategy), work.rows
+    )
 
 
-def all_reduce(size: float, cluster: Cluster) -> tuple[float, float]:
-    """Seconds, and bytes that each worker sends: twice its part of what is summed."""
-    sent = 2 * (cluster.workers - 1) / cluster.workers * size
-    return _messages(cluster, 2) + sent / cluster.slowest.bandwidth, sent
+def _sharded(work: Work, cluster: Cluster) -> Exchange:
+    """What fsdp exchanges in a step: weights of blocks are gathered in both passes, the others once; all gradients are
+    scattered; and the squares of the shards' gradients are summed for the norm."""
+    block = work.in_blocks / max(work.blocks, 1)
+    blocks = (all_gather(block, cluster) * 2 + reduce_scatter(block, cluster)) * work.blocks
+    others = work.dense - work.in_blocks
+    return blocks + all_gather(others, cluster) + reduce_scatter(others, cluster) + all_reduce(0, cluster)
 
 
-def all_gather(size: float, cluster: Cluster) -> tuple[float, float]:
-    """Seconds and bytes sent, where all workers together have `size` bytes that each wants; sizes are told first."""
-    if not size:
-        return 0.0, 0.0
-    sent = (cluster.workers - 1) / cluster.workers * size
-    return _messages(cluster, 4) + sent / cluster.slowest.bandwidth, sent
+def _rows(work: Work, cluster: Cluster) -> Exchange:
+    """Row-sparse gradients: how many each worker has, which they are, and their values."""
+    size = work.table_row * work.rows
+    return all_reduce(0, cluster) + all_gather(0, cluster) + all_gather(size, cluster) if size else Exchange()
 
 
-def _messages(cluster: Cluster, rounds: int) -> float:
-    """Around a ring while that is short, else along a tree."""
-    return rounds * min(cluster.workers - 1, 2 * math.ceil(math.log2(cluster.workers))) * cluster.slowest.latency
+def all_reduce(size: float, cluster: Cluster) -> Exchange:
+    """Every worker sends twice its part of what is summed: a reduce-scatter and an all-gather."""
+    return _exchange(size, cluster, 2)
+
+
+def all_gather(size: float, cluster: Cluster) -> Exchange:
+    """All workers together have `size` bytes that each wants."""
+    return _exchange(size, cluster, 1)
+
+
+def reduce_scatter(size: float, cluster: Cluster) -> Exchange:
+    """Every worker wants its part of what is summed. gloo sums the whole and drops the rest."""
+    return _exchange(size, cluster, 2 if cluster.gloo else 1)
+
+
+def _exchange(size: float, cluster: Cluster, rounds: int) -> Exchange:
+    """rounds: how often what there is goes around, along a ring while that is short, else along a tree."""
+    others, link = cluster.workers - 1, cluster.slowest
+    messages = rounds * min(others, 2 * math.ceil(math.log2(cluster.workers)))
+    sent = rounds * others / cluster.workers * size
+    seconds = messages * (HANDSHAKE if cluster.gloo else 1) * link.latency + sent / link.bandwidth
+    return Exchange(seconds * (cluster.sharing if cluster.copies else 1.0), sent)
 
 
 def _memory(work: Work, workers: int, strategy: str) -> float:

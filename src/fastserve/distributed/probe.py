@@ -13,10 +13,10 @@ import sys
 import time
 from datetime import timedelta
 
-from fastserve.distributed.cost import Link
+from fastserve.distributed.cost import HANDSHAKE, Link
 from fastserve.errors import TrainingError
 
-SMALL, LARGE = 1, 4 << 20
+SMALL, LARGE = 1 << 10, 4 << 20
 """Numbers (4 bytes each) in the exchanges whose time is latency, and bandwidth."""
 TIMES = 15
 SECONDS = 60
@@ -51,7 +51,8 @@ def measure_inside() -> Link:
 
 
 def main(rank: int, port: int) -> None:
-    """Exchange with the other one; the first prints what it found. An all-reduce of two is two messages each way."""
+    """Exchange with the other one; the first prints what it found. An all-reduce of two is two messages each way, and
+    each has half of what is summed."""
     import torch
     import torch.distributed as dist
     from torch._C._distributed_c10d import TCPStore
@@ -61,7 +62,7 @@ def main(rank: int, port: int) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=SECONDS))
     small, large = (_median_seconds(torch.ones(size)) for size in (SMALL, LARGE))
     if rank == 0:
-        print(json.dumps({"latency": small / 2, "bandwidth": 4 * LARGE / max(large - small, 1e-9)}))
+        print(json.dumps({"latency": small / 2 / HANDSHAKE, "bandwidth": 4 * LARGE / max(large - small, 1e-9)}))
     dist.barrier()
     dist.destroy_process_group()
 

@@ -84,12 +84,13 @@ def plan(
     room = None if memory is None else float(bytes_of(memory))
     work, network = _measured(config)
     inside = measure_inside()
+    gloo = device.pick_device(config.train.device).type != "cuda"
     shared = cores or device.cores()
     inner = int(config.distributed.options.get("inner_steps", INNER_STEPS))
     estimates = {}
     for workers in numbers:
         here = per_node or (max(shared, 1) if outside is not None else workers)
-        cluster = Cluster(workers, min(here, workers), shared, outside or inside, inside, speed)
+        cluster = Cluster(workers, min(here, workers), shared, outside or inside, inside, speed, gloo)
         estimates[workers] = [estimate(work, cluster, each, inner_steps=inner) for each in STRATEGIES]
     return Plan(network, work, inside, estimates, room)
 
