@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastserve.errors import ConfigError, choices
+from fastserve.text.tokenizer_folder import Description
 from fastserve.types import LongArray
 
 _BLANK = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -94,23 +95,17 @@ def _whole(data: bytes) -> int:
     return len(data)
 
 
-def token_bytes(description: Mapping[str, Any], vocabulary: Mapping[str, int], where: str) -> TokenBytes:
-    """What the tokens of a tokenizer.json stand for, read from its decoder. ConfigError for one of another kind.
-
-    description: the parsed tokenizer.json; vocabulary: token to id, added tokens included.
-    """
-    added = {token["id"]: token for token in description.get("added_tokens", ())}
-    special = frozenset(number for number, token in added.items() if token["special"])
-    steps = _steps(description.get("decoder"), where)
-    kinds = {step["type"] for step in steps}
-    table = [b""] * (max(vocabulary.values(), default=-1) + 1)
-    for token, number in vocabulary.items():
-        if number in special or (number in added and "ByteLevel" in kinds):
+def token_bytes(described: Description, where: str) -> TokenBytes:
+    """What the tokens of a tokenizer.json stand for, read from its decoder. ConfigError for one of another kind."""
+    steps = _steps(described.content.get("decoder"), where)
+    byte_level = any(step["type"] == "ByteLevel" for step in steps)
+    special = frozenset(described.special.values())
+    table = [b""] * described.size
+    for token, number in described.vocabulary.items():
+        if number in special or (number in described.added and byte_level):
             table[number] = token.encode("utf-8")
-        elif "ByteLevel" in kinds:
-            table[number] = _from_byte_level(token)
         else:
-            table[number] = _from_pieces(token, steps)
+            table[number] = _from_byte_level(token) if byte_level else _from_pieces(token, steps)
     return TokenBytes(tuple(table), special, _strips(steps))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,9 +14,11 @@ from tokenizers import Encoding
 
 from fastserve.errors import BundleError, ConfigError, DataError
 from fastserve.files import write_json, write_text
+from fastserve.text.chat import CHATML, ChatTemplate
 from fastserve.text.decoding import TextStream, TokenBytes, token_bytes
 from fastserve.text.encoder import blocks
-from fastserve.text.tokenizer_folder import SETTINGS, TOKENIZER, read_settings, role_of
+from fastserve.text.sealed import Sealed, seal
+from fastserve.text.tokenizer_folder import SETTINGS, TOKENIZER, Description, describe, read_settings, read_source
 from fastserve.types import IntArray, Ragged
 
 PAD, END, BEGIN = "<|pad|>", "<|end|>", "<|begin|>"
@@ -60,14 +61,12 @@ class Density:
 class LanguageTokenizer:
     """Texts to ids without any special token among them, whatever a text says, and ids back to text.
 
-    settings: the content of tokenizer_config.json, by which the tokenizer knows its special tokens.
+    source: the content of tokenizer.json; settings: that of tokenizer_config.json, by which the tokenizer knows its
+    special tokens and its chat template; where: for messages.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, settings: Mapping[str, Any], where: str = "tokenizer") -> None:
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        tokenizer.encode_special_tokens = True  # "<|end|>" in a text is text
-        self._tokenizer = tokenizer
+    def __init__(self, source: str, settings: Mapping[str, Any], where: str = "the tokenizer") -> None:
+        self._source = source
         self.settings = dict(settings)
         self.where = where
 
@@ -105,7 +104,7 @@ class LanguageTokenizer:
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts, trainer)
-        return cls(tokenizer, _own_settings())
+        return cls(tokenizer.to_str(pretty=True), _own_settings(special))
 
     @classmethod
     def read(cls, path: Path, *, eos: str | None = None) -> LanguageTokenizer:
@@ -114,69 +113,101 @@ class LanguageTokenizer:
         eos: the token that ends a text, where the folder names none.
         """
         file = path / TOKENIZER if path.is_dir() else path
-        tokenizer = _read_tokenizer(file)
-        settings = read_settings(file.parent, tokenizer)
+        source = read_source(file)
+        settings = read_settings(file.parent, source)
         if eos is not None:
             settings["eos_token"] = eos
-        made = cls(tokenizer, settings, str(file.parent))
+        made = cls(source, settings, str(file.parent))
         made.check()
         return made
 
     def check(self) -> None:
-        """ConfigError where there is no end-of-text token, or the tokens cannot be written as text."""
-        _ = self.eos, self.bos, self.pad, self.bytes
+        """ConfigError where the tokenizer is none, does not say how a text ends, or its template cannot be used."""
+        _ = self._sealed, self.eos, self.bos, self.pad, self.bytes
+        if self.template is not None:
+            self.template.check()
 
-    # Special tokens
+    @cached_property
+    def _description(self) -> Description:
+        return describe(self._source, self.where)
+
+    @cached_property
+    def _sealed(self) -> Sealed:
+        return seal(self._description, self.where)
+
+    # What it consists of
+
+    @property
+    def special(self) -> dict[str, int]:
+        """Every special token and its id."""
+        return self._description.special
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the highest id."""
+        return self._description.size
 
     @cached_property
     def eos(self) -> int:
         """The id that ends a text."""
-        return role_of("eos", self.settings, self._tokenizer, self.where)
+        return self._description.id_of("eos", self.settings)
 
     @cached_property
     def bos(self) -> int | None:
         """The id that begins a text, where the tokenizer has one."""
-        if self.settings.get("bos_token") is None:
-            return None
-        return role_of("bos", self.settings, self._tokenizer, self.where)
+        return self._description.id_of("bos", self.settings) if self.settings.get("bos_token") else None
 
     @cached_property
     def pad(self) -> int:
         """The id that fills up; the end of a text where the tokenizer has none."""
-        if self.settings.get("pad_token") is None:
-            return self.eos
-        return role_of("pad", self.settings, self._tokenizer, self.where)
+        return self._description.id_of("pad", self.settings) if self.settings.get("pad_token") else self.eos
 
     @cached_property
-    def special(self) -> dict[str, int]:
-        """Every special token and its id."""
-        added = self._tokenizer.get_added_tokens_decoder()
-        return {token.content: number for number, token in sorted(added.items()) if token.special}
+    def ends(self) -> frozenset[int]:
+        """The ids after which nothing more is said: the end of a text, and that of the assistant's message."""
+        turn = self.template.ends(self) if self.template is not None else None
+        return frozenset([self.eos] if turn is None else [self.eos, turn])
 
     @cached_property
-    def vocabulary_size(self) -> int:
-        """One more than the highest id."""
-        return max(self._tokenizer.get_vocab().values(), default=-1) + 1
+    def template(self) -> ChatTemplate | None:
+        """How conversations are written, where the tokenizer says so."""
+        source = self.settings.get("chat_template")
+        if not isinstance(source, str):
+            return None
+        tokens = {name: value for name, value in self.settings.items() if name.endswith("_token")}
+        return ChatTemplate(source, tokens, where=f"the chat template of {self.where}")
 
     @cached_property
     def bytes(self) -> TokenBytes:
         """What each token stands for."""
-        return token_bytes(json.loads(self._tokenizer.to_str()), self._tokenizer.get_vocab(), self.where)
+        return token_bytes(self._description, self.where)
 
     # Encoding and decoding
 
     def encode(self, texts: Sequence[str]) -> Ragged:
         """The ids of each text, without special tokens: those that stand in a text are encoded as what they are."""
-        rows = [np.array(one.ids, np.int32) for one in _encodings(self._tokenizer.encode_batch_fast, texts)]
+        rows = [np.array(one.ids, np.int32) for one in _encodings(self._sealed.tokenizer.encode_batch_fast, texts)]
         return Ragged.from_rows(rows)
 
     def encode_with_offsets(self, texts: Sequence[str]) -> tuple[Ragged, Ragged]:
         """`encode`, and for each token the place in its text (in characters) where it begins."""
         rows, starts = [], []
-        for one in _encodings(self._tokenizer.encode_batch, texts):
+        for one in _encodings(self._sealed.tokenizer.encode_batch, texts):
             rows.append(np.array(one.ids, np.int32))
             starts.append(np.array([start for start, _ in one.offsets], np.int32))
         return Ragged.from_rows(rows), Ragged.from_rows(starts)
+
+    def encode_parts(self, parts: Sequence[str]) -> tuple[IntArray, IntArray]:
+        """One rendered chat, given in parts: int32 (tokens,) ids, and in which part each token begins.
+
+        Special tokens in it are special, as the template wrote them, unless chat.GUARD stands within.
+        """
+        written = [self._sealed.open(part) for part in parts]
+        (one,) = _encodings(self._sealed.tokenizer.encode_batch, ["".join(written)])
+        ends = np.cumsum([len(part) for part in written])
+        starts = [start for start, _ in one.offsets]
+        places = np.minimum(np.searchsorted(ends, starts, side="right"), len(parts) - 1)
+        return np.array(one.ids, np.int32), places.astype(np.int32)
 
     def decode(self, ids: Sequence[int] | IntArray, *, special: bool = False) -> str:
         """The text of any ids; what is no UTF-8 becomes U+FFFD. Special tokens are left out unless `special`."""
@@ -196,7 +227,7 @@ class LanguageTokenizer:
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write what `transformers.AutoTokenizer` reads too, and give the state (JSON) for `load`."""
-        write_text(folder / TOKENIZER, self._tokenizer.to_str(pretty=True))
+        write_text(folder / TOKENIZER, self._source)
         write_json(folder / SETTINGS, self.settings)
         return {"version": _VERSION, "eos": self.eos, "vocabulary_size": self.vocabulary_size}
 
@@ -220,28 +251,15 @@ class LanguageTokenizer:
         return made
 
 
-def _own_settings() -> dict[str, Any]:
-    return {
+def _own_settings(special: Sequence[str]) -> dict[str, Any]:
+    settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BEGIN,
         "eos_token": END,
         "pad_token": PAD,
         "clean_up_tokenization_spaces": False,
     }
-
-
-def _read_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path.parent} has no {TOKENIZER}. A folder with only vocab.json or tokenizer.model is turned into one by "
-            "transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
-        ) from None
-    except Exception as error:  # `tokenizers` raises bare Exception
-        raise ConfigError(
-            f"{path} cannot be read as a tokenizer: {error}; expected the {TOKENIZER} of a Hugging Face model"
-        ) from error
+    return {**settings, "chat_template": CHATML} if {TURN, TURN_END} <= set(special) else settings
 
 
 def _encodings(encode: Callable[..., list[Encoding]], texts: Sequence[str]) -> Iterator[Encoding]:

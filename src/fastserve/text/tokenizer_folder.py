@@ -1,13 +1,13 @@
-"""What a Hugging Face tokenizer folder says beside its tokenizer.json: which token ends a text, the chat template."""
+"""What a Hugging Face tokenizer folder says: its tokenizer.json, which token ends a text, the chat template."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import tokenizers
 
 from fastserve.errors import ConfigError, choices
 
@@ -17,21 +17,100 @@ _ROLES = {"eos": "the token that ends a text", "bos": "the token that begins a t
 _MODEL_FILES = ("generation_config.json", "config.json")
 
 
-def read_settings(folder: Path, tokenizer: tokenizers.Tokenizer) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Description:
+    """A tokenizer.json, parsed. where: for messages."""
+
+    content: Mapping[str, Any]
+    where: str
+
+    @cached_property
+    def added(self) -> dict[int, str]:
+        """Tokens that are found in a text before any other, by id."""
+        return {token["id"]: token["content"] for token in self.content.get("added_tokens") or ()}
+
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """Those of them that are marks and not text, and their ids."""
+        return {token["content"]: token["id"] for token in self.content.get("added_tokens") or () if token["special"]}
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id, added ones included."""
+        own = self.content["model"]["vocab"]
+        known = own if isinstance(own, dict) else {token: number for number, (token, _) in enumerate(own)}
+        return {**known, **{token: number for number, token in self.added.items()}}
+
+    @cached_property
+    def size(self) -> int:
+        """One more than the highest id."""
+        return max(self.vocabulary.values(), default=-1) + 1
+
+    def id_of(self, role: str, settings: Mapping[str, Any]) -> int:
+        """The id of eos, bos or pad. ConfigError with the tokens that there are."""
+        token = settings.get(f"{role}_token")
+        if not isinstance(token, str):
+            raise ConfigError(
+                f"{self.where}: the tokenizer does not say which is {_ROLES[role]} ({role}). Name it in {SETTINGS}, "
+                f'for instance "{role}_token": "<|endoftext|>"; special tokens, {choices("", self.special)}'
+            )
+        if token not in self.vocabulary:
+            raise ConfigError(
+                f"{self.where}: {_ROLES[role]} ({role}) is said to be '{token}', which the tokenizer does not have; "
+                f"mend it in {SETTINGS}: {choices(token, self.special)}"
+            )
+        return self.vocabulary[token]
+
+
+def read_source(path: Path) -> str:
+    """The text of a tokenizer.json. ConfigError where there is none."""
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path.parent} has no {path.name}. A folder with only vocab.json or tokenizer.model is turned into one by "
+            "transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as a tokenizer: {error}") from error
+
+
+def describe(source: str, where: str) -> Description:
+    """The parsed text of a tokenizer.json. ConfigError where it is none."""
+    try:
+        content = json.loads(source)
+        if isinstance(content["model"]["vocab"], dict | list):
+            return Description(content, where)
+        fault = f"its vocabulary is a {type(content['model']['vocab']).__name__}"
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        fault = repr(error)
+    raise ConfigError(
+        f"{where}: {TOKENIZER} cannot be read as a tokenizer: {fault}; expected that of a Hugging Face model"
+    )
+
+
+def read_settings(folder: Path, source: str) -> dict[str, Any]:
     """tokenizer_config.json with the chat template and the special tokens, wherever the folder says them."""
     settings = _read_json(folder / SETTINGS)
     for name, token in _read_json(folder / _MAP).items():
         settings.setdefault(name, token)
-    for role in _ROLES:
-        token = _content(settings.get(f"{role}_token"))
-        if token is None and role != "pad":
-            token = _from_model(role, folder, tokenizer)
-        if token is not None:
+    for name in [name for name in settings if name.endswith("_token")]:
+        settings[name] = _content(settings[name])
+    for role in ("eos", "bos"):
+        if settings.get(f"{role}_token") is None and (token := _from_model(role, folder, source)):
             settings[f"{role}_token"] = token
-    template = folder / _TEMPLATE
-    if template.is_file():
-        settings["chat_template"] = template.read_text("utf-8")
-    return settings
+    settings["chat_template"] = _template(folder, settings.get("chat_template"))
+    return {name: value for name, value in settings.items() if value is not None or name.endswith("_token")}
+
+
+def _template(folder: Path, said: Any) -> str | None:
+    """A file of its own, one in the settings, or the one called "default" of several in the settings."""
+    if (folder / _TEMPLATE).is_file():
+        return (folder / _TEMPLATE).read_text("utf-8")
+    if isinstance(said, list):
+        named = {one.get("name"): one.get("template") for one in said if isinstance(one, dict)}
+        said = named.get("default")
+    return said if isinstance(said, str) else None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -46,35 +125,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _content(token: Any) -> str | None:
-    """A special token is written as a string, or as an object with its content."""
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None
+def _content(token: Any) -> Any:
+    """A special token is written as a string, or as an object with its content; others (add_bos_token) as they are."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
-def _from_model(role: str, folder: Path, tokenizer: tokenizers.Tokenizer) -> str | None:
+def _from_model(role: str, folder: Path, source: str) -> str | None:
     """The token that the model's own files name by id; of several ids the first."""
     for name in _MODEL_FILES:
         number = _read_json(folder / name).get(f"{role}_token_id")
         number = number[0] if isinstance(number, list) and number else number
-        if isinstance(number, int) and (token := tokenizer.id_to_token(number)) is not None:
-            return str(token)
+        if isinstance(number, int):
+            described = describe(source, str(folder))
+            return next((token for token, known in described.vocabulary.items() if known == number), None)
     return None
-
-
-def role_of(role: str, settings: Mapping[str, Any], tokenizer: tokenizers.Tokenizer, where: str) -> int:
-    """The id of the end, beginning or padding. ConfigError with the tokens that there are."""
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    token = settings.get(f"{role}_token")
-    if not isinstance(token, str):
-        raise ConfigError(
-            f"{where}: the tokenizer does not say which is {_ROLES[role]} ({role}). Name it in {where}/{SETTINGS}, for "
-            f'instance "{role}_token": "<|endoftext|>"; special tokens, {choices("", added)}'
-        )
-    number = tokenizer.token_to_id(token)
-    if number is None:
-        raise ConfigError(
-            f"{where}: {_ROLES[role]} ({role}) is said to be '{token}', which the tokenizer does not have; "
-            f"mend {SETTINGS}: {choices(token, added)}"
-        )
-    return int(number)
