@@ -70,6 +70,18 @@ def test_other_tokens_and_other_pieces_of_the_same_documents_compare() -> None:
     assert found.differences["bits_per_character"].difference.value == pytest.approx(0.3, abs=0.05)
 
 
+def test_pieces_of_one_long_text_are_compared_where_both_cut_it_alike() -> None:
+    a, b, sizes = pair(80, -0.1)
+    assert compare_language(needed(a, sizes, rows=[1] * 80), needed(b, sizes, rows=[1] * 80)).significant
+
+
+def test_one_document_tells_nothing() -> None:
+    a, b, sizes = pair(1, -0.5)
+    found = compare_language(needed(a, sizes), needed(b, sizes))
+    assert not found.significant
+    assert "can be told from one row" in found.verdict
+
+
 def test_different_rows_or_texts_are_refused() -> None:
     a, _, sizes = pair(10, 0)
     with pytest.raises(DataError, match=r"different rows \(row 10"):

@@ -98,6 +98,16 @@ def test_pieces_of_one_long_text_stay_apart() -> None:
     assert metric.low < metric.value
 
 
+def test_characters_that_were_counted_at_the_first_piece_are_those_of_all() -> None:
+    sums, sizes = scored(40)
+    first = np.zeros_like(sizes)
+    first[0] = sizes.sum(0)
+    report = evaluate_language(sums, first, rows=[1] * 40)
+    assert report["bits_per_character"] == pytest.approx(evaluate_language(sums, sizes)["bits_per_character"])
+    assert all(3 < entry["bits_per_character"] < 6 for entry in report.details["worst"])
+    assert report.metrics["bits_per_byte"].high == pytest.approx(report["bits_per_byte"], rel=0.1)
+
+
 def test_rows_without_a_counted_token_do_not_count() -> None:
     sums, sizes = scored(40)
     more = np.vstack([sums, np.zeros((3, 2), np.float32)]), np.vstack([sizes, np.zeros((3, 2), np.int64)])

@@ -80,13 +80,13 @@ def compare_language(
     shown = ["bits_per_character", "bits_per_byte", *(["loss", "perplexity"] if same_tokens else [])]
     differences = {name: _difference(here, there, name) for name in shown}
     gaps = there[1]["bits_per_character"] - there[0]["bits_per_character"]
-    p_value = _p_value(differences["bits_per_character"].difference.value, float(gaps.std()))
+    p_value = _p_value(differences["bits_per_character"].difference.value, float(gaps.std()), len(a))
     verdict = _verdict(names, len(a), differences["bits_per_character"], float(gaps.std()), p_value)
     return LanguageComparison(names, len(a), differences, p_value, verdict, {"changed": _changed(a, b)})
 
 
 def _aligned(a: Needed, b: Needed, names: tuple[str, str]) -> tuple[Needed, Needed]:
-    """One entry a document in both, in the same order."""
+    """The same documents in both, in the same order; or the same pieces of them, where there are few documents."""
     first, second = _by_row(a), _by_row(b)
     if not np.array_equal(first.rows, second.rows):
         odd = np.setxor1d(first.rows, second.rows)
@@ -102,7 +102,8 @@ def _aligned(a: Needed, b: Needed, names: tuple[str, str]) -> tuple[Needed, Need
             f"{second.totals[row, 2]:.0f} for {names[1]}: evaluate both on the same texts, with the same part of them "
             "counted"
         )
-    return first, second
+    same_pieces = np.array_equal(a.rows, b.rows) and np.array_equal(a.totals[:, 1:], b.totals[:, 1:])
+    return (a.documents(), b.documents()) if same_pieces else (first, second)
 
 
 def _by_row(judged: Needed) -> Needed:
@@ -123,8 +124,10 @@ def _difference(
     return Difference(a, b, gap)
 
 
-def _p_value(gap: float, spread: float) -> float:
-    """Two-sided, from the normal distribution that a mean over many documents follows."""
+def _p_value(gap: float, spread: float, rows: int) -> float:
+    """Two-sided, from the normal distribution that a mean over many documents follows; one document tells nothing."""
+    if rows == 1:
+        return 1.0
     if spread == 0:
         return 1.0 if gap == 0 else 0.0
     return math.erfc(abs(gap) / spread / math.sqrt(2))
@@ -144,6 +147,8 @@ def _verdict(names: tuple[str, str], rows: int, found: Difference, spread: float
     a, b = names
     if gap.value == 0:
         return f"{a} and {b} need the same for these {rows:,} rows"
+    if rows == 1:
+        return f"No difference between {a} and {b} can be told from one row: evaluate on a hundred at least"
     needed_rows = math.ceil(rows * ((Z95 + Z80) * spread / gap.value) ** 2)
     return (
         f"No difference between {a} and {b} can be told from these {rows:,} rows; about {needed_rows:,} rows would be "

@@ -47,15 +47,28 @@ class Needed:
         """Pieces of the same document (the same row number) together: they rise and fall together, so that apart they
         would make intervals look too sure. Pieces stay apart where there are too few documents to resample."""
         numbers, first, document = np.unique(self.rows, return_index=True, return_inverse=True)
-        if len(numbers) == len(self) or len(numbers) < _FEW_DOCUMENTS:
+        if len(numbers) == len(self):
             return self
-        return self.together(document, first)
+        if len(numbers) >= _FEW_DOCUMENTS:
+            return self.together(document, first)
+        return self._spread(document)
 
     def together(self, document: LongArray, first: LongArray) -> Needed:
         """document: (N,), which of them each row belongs to; first: a row of each."""
-        totals = np.zeros((len(first), self.totals.shape[1]))
-        np.add.at(totals, document, self.totals)
-        return Needed(totals, self.rows[first], self.places[first], self.texts)
+        return Needed(_sums(self.totals, document), self.rows[first], self.places[first], self.texts)
+
+    def _spread(self, document: LongArray) -> Needed:
+        """Each piece with its document's characters and bytes by its share of the tokens: who cuts a text into rows may
+        have counted them at its first row."""
+        whole = _sums(self.totals, document)[document]
+        sizes = whole[:, 2:] * (self.totals[:, 1] / whole[:, 1])[:, None]
+        return Needed(np.hstack([self.totals[:, :2], sizes]), self.rows, self.places, self.texts)
+
+
+def _sums(totals: DoubleArray, document: LongArray) -> DoubleArray:
+    sums = np.zeros((int(document.max()) + 1, totals.shape[1]))
+    np.add.at(sums, document, totals)
+    return sums
 
 
 def figures(totals: DoubleArray) -> dict[str, DoubleArray]:
