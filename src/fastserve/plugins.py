@@ -73,6 +73,9 @@ NETWORKS = NameTable(
         "textcnn": "fastserve.models.textcnn:TextCnn",
         "lstm": "fastserve.models.lstm:Lstm",
         "transformer": "fastserve.models.encoder:TransformerEncoder",
+        "decoder-15m": "fastserve.models.decoder_sizes:Decoder15m",
+        "decoder-125m": "fastserve.models.decoder_sizes:Decoder125m",
+        "decoder-1b": "fastserve.models.decoder_sizes:Decoder1b",
     },
 )
 

@@ -11,6 +11,7 @@ from model_samples import SHAPE, logits, random_texts
 
 from fastserve.errors import ConfigError, NotFoundError
 from fastserve.models import build, find
+from fastserve.models.builtin import BUILTIN
 from fastserve.plugins import NETWORKS
 
 TEXTS = random_texts(np.random.default_rng(0), [4, 2])
@@ -18,7 +19,7 @@ TEXTS = random_texts(np.random.default_rng(0), [4, 2])
 
 @pytest.mark.parametrize("name", NETWORKS.names())
 def test_every_network_tells_what_it_needs_before_it_is_built(name: str) -> None:
-    kind = find(name)
+    kind = find(name, causal=BUILTIN[name].causal)
     assert set(kind.encodings) <= {"tokens", "ngrams"}
     assert kind.preferences.vocabulary_size > 0
     for rows in (100, 100_000):

@@ -7,12 +7,13 @@ A causal network knows no rows, no padding and no cache: it is given the tokens 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from torch import Tensor, nn
+from torch.nn import functional
 
-    from fastserve.models.ragged import RaggedTensor
+from fastserve.errors import DataError
+from fastserve.models.ragged import RaggedTensor
 
 
 class Attention(Protocol):
@@ -52,13 +53,13 @@ class CausalNetwork(Protocol):
         ...
 
     @property
-    def longest(self) -> int:
-        """Most tokens of a row."""
+    def layers(self) -> int:
+        """How many layers ask an `Attention`, by numbers from 0."""
         ...
 
     @property
-    def layers(self) -> int:
-        """How many layers ask for attention, from 0 on."""
+    def longest(self) -> int:
+        """Most tokens of a row."""
         ...
 
     def hidden(self, ids: Tensor, attention: Attention) -> Tensor:
@@ -72,3 +73,30 @@ class CausalNetwork(Protocol):
     def files(self) -> dict[str, str]:
         """config.json and generation_config.json: beside the weights the folder loads with AutoModelForCausalLM."""
         ...
+
+
+class TiedHead(nn.Module):
+    """A head whose weights are those of an embedding.
+
+    Made anew whenever it is asked for, and no part of the network: so each parameter has one name and one place.
+    """
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.embedding.get_parameter("weight")
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return functional.linear(hidden, self.weight)
+
+
+def check_lengths(found: int, longest: int) -> None:
+    """DataError where the longest row of a batch has more tokens than the network takes."""
+    if found > longest:
+        raise DataError(
+            f"a row has {found} tokens, but this network takes at most {longest}: set model.options.context to as "
+            f"many, or cut longer rows"
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -18,46 +19,47 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from fastserve.config import Auto, Positive, Section
-from fastserve.errors import DataError
 from fastserve.models.attention import PackedCausal
-from fastserve.models.causal import Attention
+from fastserve.models.causal import Attention, TiedHead, check_lengths
 from fastserve.models.network import NetworkShape
 from fastserve.models.ragged import RaggedTensor
 
 INITIAL = 0.02
 """Standard deviation of first weights (Radford et al. 2019)."""
 EPSILON = 1e-6
+LAYERS, DIM, CONTEXT = "blocks, one after the other", "size of a token's vector", "most tokens of a row"
+"""What options are, which each size has defaults of its own for."""
 
 
 class DecoderOptions(Section):
-    """`fastserve schema --network decoder-15m`. What is `auto` follows from the depth."""
+    """Options of every decoder."""
 
-    layers: Positive = Field(8, description="depth: the size, from which what is auto follows")
-    dim: Positive | Auto = Field("auto", description="size of a token's vector; auto: 64 for each layer")
+    layers: Positive = Field(8, description=LAYERS)
+    dim: Positive = Field(384, description=DIM)
     heads: Positive | Auto = Field("auto", description="query heads; auto: dim / 64")
     key_value_heads: Positive | Auto = Field(
-        "auto", description="heads of keys and values, which query heads share; auto: a third or a quarter of heads"
+        "auto", description="heads of keys and values, each for several query heads; auto: a third, a quarter or half"
     )
     feedforward: Positive | Auto = Field("auto", description="inner size of a block; auto: 8 / 3 of dim")
-    context: Positive = Field(512, description="most tokens of a row")
+    context: Positive = Field(512, description=CONTEXT)
     tied: bool = Field(True, description="whether the head's weights are those of the token embedding")
     form: Literal["llama", "qwen3"] = Field("llama", description="qwen3: queries and keys are normalized")
-    rope_theta: Annotated[float, Field(gt=1)] = Field(10_000.0, description="longest wave of the rotary positions")
+    rope_theta: Annotated[float, Field(gt=1)] = Field(10_000.0, description="base of the waves of rotary positions")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         sizes = sizes_of(self)
-        if sizes.dim % (2 * sizes.heads):
-            raise ValueError(f"dim ({sizes.dim}) must be a multiple of 2 * heads ({2 * sizes.heads})")
+        if self.dim % (2 * sizes.heads):
+            raise ValueError(f"dim ({self.dim}) must be a multiple of 2 * heads ({2 * sizes.heads})")
         if sizes.heads % sizes.key_value_heads:
             raise ValueError(f"heads ({sizes.heads}) must be a multiple of key_value_heads ({sizes.key_value_heads})")
         return self
 
 
-class Sizes(Section):
-    """The sizes that options come to."""
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What the options of a block come to."""
 
-    layers: int
     dim: int
     heads: int
     key_value_heads: int
@@ -69,18 +71,18 @@ class Sizes(Section):
 
 
 def sizes_of(options: DecoderOptions) -> Sizes:
-    dim = 64 * options.layers if options.dim == "auto" else options.dim
-    heads = max(dim // 64, 1) if options.heads == "auto" else options.heads
-    shared = next(share for share in (3, 4, 2, 1) if heads % share == 0)
-    key_value_heads = heads // shared if options.key_value_heads == "auto" else options.key_value_heads
-    feedforward = round(8 / 3 * dim / 64) * 64 if options.feedforward == "auto" else options.feedforward
-    return Sizes(
-        layers=options.layers,
-        dim=dim,
-        heads=heads,
-        key_value_heads=key_value_heads,
-        feedforward=max(feedforward, 1),
-    )
+    heads = max(options.dim // 64, 1) if options.heads == "auto" else options.heads
+    share = next(share for share in (3, 4, 2, 1) if heads % share == 0)
+    key_value_heads = heads // share if options.key_value_heads == "auto" else options.key_value_heads
+    inner = max(round(options.dim / 24), 1) * 64 if options.feedforward == "auto" else options.feedforward
+    return Sizes(options.dim, heads, key_value_heads, inner)
+
+
+def hidden_weights(options: DecoderOptions) -> int:
+    """How many weights the matrices between the embedding and the head have."""
+    sizes = sizes_of(options)
+    attention = 2 * sizes.dim * sizes.head_dim * (sizes.heads + sizes.key_value_heads)
+    return options.layers * (attention + 3 * sizes.dim * sizes.feedforward)
 
 
 class RmsNorm(nn.Module):
@@ -170,26 +172,11 @@ class Block(nn.Module):
 class Body(nn.Module):
     """All but the head. It has no forward of its own: its name is there for the weights' names."""
 
-    def __init__(self, sizes: Sizes, vocabulary: int, form: str) -> None:
+    def __init__(self, layers: int, sizes: Sizes, vocabulary: int, form: str) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(vocabulary, sizes.dim)
-        self.layers = nn.ModuleList(Block(layer, sizes, form) for layer in range(sizes.layers))
+        self.layers = nn.ModuleList(Block(layer, sizes, form) for layer in range(layers))
         self.norm = RmsNorm(sizes.dim)
-
-
-class TiedHead(nn.Module):
-    """A head whose weights are those of an embedding."""
-
-    def __init__(self, embedding: nn.Module) -> None:
-        super().__init__()
-        self.embedding = embedding
-
-    @property
-    def weight(self) -> nn.Parameter:
-        return self.embedding.get_parameter("weight")
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return functional.linear(hidden, self.weight)
 
 
 class Decoder(nn.Module):
@@ -204,10 +191,10 @@ class Decoder(nn.Module):
     def __init__(self, options: DecoderOptions, shape: NetworkShape) -> None:
         super().__init__()
         self.options, self.sizes, self.vocabulary = options, sizes_of(options), shape.vocabulary["tokens"]
-        self.checkpoint_blocks = False
+        self.layers, self.checkpoint_blocks = options.layers, False
         self.longest, self.layers = options.context, options.layers
         with torch.device("meta"):  # nothing is drawn but first values
-            self.model = Body(self.sizes, self.vocabulary, options.form)
+            self.model = Body(options.layers, self.sizes, self.vocabulary, options.form)
             if not options.tied:
                 self.lm_head = nn.Linear(self.sizes.dim, self.vocabulary, bias=False)
         if torch.get_default_device().type != "meta":
@@ -227,7 +214,7 @@ class Decoder(nn.Module):
                 yield name, torch.ones(parameter.shape)
             else:
                 is_added = name.endswith(("o_proj.weight", "down_proj.weight"))
-                width = INITIAL / math.sqrt(2 * self.sizes.layers) if is_added else INITIAL
+                width = INITIAL / math.sqrt(2 * self.layers) if is_added else INITIAL
                 yield name, torch.empty(parameter.shape).normal_(std=width)
 
     @property
@@ -249,11 +236,7 @@ class Decoder(nn.Module):
         """Logits (N, V)"""
         tokens = inputs["tokens"]
         attention = PackedCausal(tokens.offsets)
-        if attention.longest > self.longest:
-            raise DataError(
-                f"a row has {attention.longest} tokens, but this network was made for at most {self.longest}: set "
-                f"model.options.context to as many, or cut longer rows"
-            )
+        check_lengths(attention.longest, self.longest)
         logits: Tensor = self.head(self.hidden(tokens.values.long(), attention))
         return logits
 
@@ -272,7 +255,7 @@ class Decoder(nn.Module):
             "vocab_size": self.vocabulary,
             "hidden_size": sizes.dim,
             "intermediate_size": sizes.feedforward,
-            "num_hidden_layers": sizes.layers,
+            "num_hidden_layers": self.layers,
             "num_attention_heads": sizes.heads,
             "num_key_value_heads": sizes.key_value_heads,
             "head_dim": sizes.head_dim,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from fastserve import config, plugins
 from fastserve.config import Section
-from fastserve.errors import NotFoundError
+from fastserve.errors import ConfigError, NotFoundError
 from fastserve.models.builtin import BUILTIN, Reads
 from fastserve.types import Encoded, ParameterGroup, Recipe, TextPreferences
 
@@ -172,54 +172,81 @@ def resolve(name: str, rows: int) -> str:
     return "linear" if rows >= MANY_ROWS else "wide-deep"
 
 
-def find(name: str, *, saved_in: Path | None = None) -> NetworkKind:
+def find(name: str, *, saved_in: Path | None = None, causal: bool = False) -> NetworkKind:
     """The network that a user named, before it is built.
 
     name: one of `plugins.NETWORKS`, a local Hugging Face folder, or `module:Class`.
     saved_in: a folder that holds the network's own files (`HasFiles`); then the folder that `name` says is not needed.
-    NotFoundError where there is no such network.
+    causal: whether it is to write text (`models.causal.CausalNetwork`); else it gives each row some outputs.
+    NotFoundError where there is no such network, ConfigError where it is of the other sort.
     """
     if saved_in is not None and (saved_in / "config.json").is_file() and name not in plugins.NETWORKS.names():
-        return _saved(name, saved_in)
+        return _saved(name, saved_in, causal)
     if (Path(name) / "config.json").is_file():
-        from fastserve.models.pretrained import PretrainedFolder
-
-        return PretrainedFolder(Path(name))
+        return _folder(Path(name), causal)
     if os.sep in name or Path(name).is_dir():
         raise NotFoundError(
             f"network '{name}': there is no folder of that name with a config.json. Expected a local Hugging Face "
             f"folder (nothing is downloaded), module:Class, or one of {', '.join(plugins.NETWORKS.names())}"
         )
-    return _as_kind(name, plugins.NETWORKS.load(name))
+    kind = _as_kind(name, plugins.NETWORKS.load(name))
+    _check_sort(name, hasattr(kind, "hidden"), causal)
+    return kind
 
 
-def reads(name: str) -> Reads:
+def reads(name: str, *, causal: bool = False) -> Reads:
     """What the network that a user named reads; torch is imported only for one that is not built in.
 
-    NotFoundError where there is no such network.
+    Errors as of `find`.
     """
     if name in BUILTIN:
+        _check_sort(name, BUILTIN[name].causal, causal)
         return BUILTIN[name]
-    kind = find(name)
-    return Reads(kind.encodings, kind.preferences)
+    kind = find(name, causal=causal)
+    return Reads(kind.encodings, kind.preferences, causal)
 
 
-def build(name: str, options: Mapping[str, Any], shape: NetworkShape, *, saved_in: Path | None = None) -> nn.Module:
+def build(
+    name: str,
+    options: Mapping[str, Any],
+    shape: NetworkShape,
+    *,
+    saved_in: Path | None = None,
+    causal: bool = False,
+) -> nn.Module:
     """A new network with random weights (or those of the folder that `name` is).
 
-    saved_in: build what was saved there, to be given its weights by `load_state_dict`.
+    saved_in: build what was saved there, to be given its weights by `load_state_dict`. causal: as of `find`.
     ConfigError names an unknown or wrong option; NotFoundError a name that does not exist.
     """
-    kind = find(name, saved_in=saved_in)
+    kind = find(name, saved_in=saved_in, causal=causal)
     return kind(config.check(kind.Options, options, f"model.options of '{name}'"), shape)
 
 
-def _saved(name: str, folder: Path) -> NetworkKind:
+def _saved(name: str, folder: Path, causal: bool) -> NetworkKind:
     if ":" in name and not (Path(name) / "config.json").is_file():
-        return find(name)
+        return find(name, causal=causal)
+    return _folder(folder, causal, weights=False)
+
+
+def _folder(folder: Path, causal: bool, *, weights: bool = True) -> NetworkKind:
+    if causal:
+        from fastserve.models.causal_folder import CausalFolder
+
+        return CausalFolder(folder, weights=weights)
     from fastserve.models.pretrained import PretrainedFolder
 
-    return PretrainedFolder(folder, weights=False)
+    return PretrainedFolder(folder, weights=weights)
+
+
+def _check_sort(name: str, is_causal: bool, wanted: bool) -> None:
+    if is_causal != wanted:
+        does, others = ("writes text", "labels it") if is_causal else ("labels text", "writes it")
+        fitting = [name for name, reads in BUILTIN.items() if reads.causal == wanted]
+        raise ConfigError(
+            f"network '{name}' {does}, but the task needs one that {others}: {', '.join(fitting)}, a local Hugging "
+            f"Face folder, or your own as module:Class"
+        )
 
 
 def _as_kind(name: str, found: Any) -> NetworkKind:
