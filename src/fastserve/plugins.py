@@ -84,6 +84,7 @@ TASKS = NameTable(
     "tasks",
     {
         "classification": "fastserve.tasks.classification:Classification",
+        "generation": "fastserve.tasks.generation:Generation",
     },
 )
 
@@ -92,6 +93,7 @@ COURSES = NameTable(
     "training",
     {
         "classification": "fastserve.training.classification.course:ClassificationCourse",
+        "generation": "fastserve.training.generation.course:GenerationCourse",
     },
 )
 """What a task does before and after the training loop; the names are those of tasks."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ def measure(run: TrainingRun) -> Work:
     tables = use_sparse_gradients(run.network)
     named = dict(run.network.named_parameters())
     dense = [p for name, p in named.items() if name not in tables and p.requires_grad]
+    gathered = [_bytes(p for p in block.parameters() if p.requires_grad) for block in blocks(run.network)]
     copies = 2 if run.average is None else 3  # the best weights, their average
     return Work(
         rows=batch,
@@ -42,8 +43,10 @@ def measure(run: TrainingRun) -> Work:
         table_row=_travelling(run, plan[0], [named[name] for name in tables]) / batch,
         dense_state=_bytes(dense) * (copies + 1) + _optimizer_bytes(run, dense),
         tables=_bytes(named[name] for name in tables),
-        largest=max((_bytes(block.parameters()) for block in blocks(run.network)), default=_bytes(dense)),
+        largest=max(gathered, default=_bytes(dense)),
         activations=_activations(run, plan[0]) / batch,
+        blocks=len(gathered),
+        in_blocks=sum(gathered),
     )
 
 
@@ -57,7 +60,7 @@ def _seconds(run: TrainingRun, plan: list[LongArray], part: int) -> float:
     return statistics.median(times[1:])
 
 
-def _bytes(parameters: Iterator[nn.Parameter] | list[nn.Parameter]) -> int:
+def _bytes(parameters: Iterable[nn.Parameter]) -> int:
     return sum(p.numel() * p.element_size() for p in parameters)
 
 
