@@ -59,6 +59,7 @@ def run_of(
     folder: Path,
     *,
     empty: bool = False,
+    average: float = 0.0,
     **train: Any,
 ) -> TrainingRun:
     """empty: the network takes no memory until the strategy gives it some. train: of the training's configuration."""
@@ -69,7 +70,7 @@ def run_of(
         network = build(name, options, NetworkShape({"tokens": WORDS, "ngrams": WORDS}, 3))
     if isinstance(network, HasStatistics):
         network.fit_statistics([({"ngrams": data.inputs["ngrams"], "tokens": data.inputs["tokens"]}, data.targets)])
-    recipe = replace(find(name).recipe(ROWS, 3), batch=BATCH, epochs=2)
+    recipe = replace(find(name).recipe(ROWS, 3), batch=BATCH, epochs=2, average=average)
     return TrainingRun(
         network,
         task,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -41,9 +40,12 @@ class Ddp(Averaging):
 
     def __init__(self, options: DdpOptions, world: World) -> None:
         super().__init__(options, world)
+        self.tells_apart = world.device.type == "cpu"  # a GPU computes on after the hooks are called
         self._averaged: list[nn.Parameter] = []
         self._computed = 0.0
-        """When the last gradient of a step was there: from then on the backward pass only waits."""
+        """Seconds in backward passes when the last gradient was there: from then on the step's only waits."""
+        self._waited = 0.0
+        """Of those, what the steps before have waited."""
         self._steps = 0
 
     def place(self, module: nn.Module, tables: Named) -> nn.Module:
@@ -83,12 +85,12 @@ class Ddp(Averaging):
             placed.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
 
     def _note(self, parameter: Tensor) -> None:
-        self._computed = time.perf_counter()
+        self._computed = self.world.pulse.lasted(BACKWARD)
 
     def after_step(self) -> None:
         pulse = self.world.pulse
-        began = pulse.entered.get(BACKWARD, self._computed)
-        pulse.reckon(BACKWARD, "backward", max(0.0, self._computed - began))
+        pulse.reckon(BACKWARD, "backward", max(0.0, self._computed - self._waited))
+        self._waited = pulse.seconds[BACKWARD]
         self._steps += 1
         self.world.traffic.reduced("gradients", sum(self._travels(parameter) for parameter in self._averaged))
 

@@ -66,6 +66,7 @@ class Diloco(Alone):
         return part.own or len(part.rows)
 
     def after_step(self) -> None:
+        super().after_step()
         self._steps_alone += 1
         if self._steps_alone >= self.options.inner_steps:
             self.settle()

@@ -6,7 +6,7 @@ A model larger than the memory of one worker trains: a block's weights are toget
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, ClassVar, Literal, cast
@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from fastserve import device
 from fastserve.config import Section
 from fastserve.distributed.averaging import Averaging
+from fastserve.distributed.collectives import Gather, Scatter
 from fastserve.distributed.sharded import copy_shard
 from fastserve.distributed.strategy import Named, start_alike
 from fastserve.distributed.world import World
@@ -34,7 +35,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class FsdpOptions(Section):
     """`distributed.options` of fsdp."""
 
-    weights: Literal["fp32", "bf16"] = Field("fp32", description="what weights travel and are computed with as")
+    weights: Literal["fp32", "bf16"] = Field(
+        "fp32", description="what weights travel and are computed with as; shards and optimizer stay fp32"
+    )
     gradients: Literal["fp32", "bf16"] = Field("fp32", description="what gradients travel as")
     reshard_after_forward: bool = Field(
         True, description="drop a block's weights until its backward pass: less memory, gathered twice in a step"
@@ -50,13 +53,13 @@ class Fsdp(Averaging):
 
     Options: ClassVar[type[Section]] = FsdpOptions
     options: FsdpOptions
-    gathers = True
     starts_empty = True
 
     def __init__(self, options: FsdpOptions, world: World) -> None:
         super().__init__(options, world)
-        self._shards: list[nn.Parameter] = []
-        self._shards_of_blocks: list[nn.Parameter] = []
+        self.gathers = world.device.type != "cpu"  # a GPU exchanges beside what it computes
+        self.tells_apart = not self.gathers
+        self.precision = torch.bfloat16 if options.weights == "bf16" else None
 
     def place(self, module: nn.Module, tables: Named) -> nn.Module:
         device.give_back_large_blocks()  # as the weights of blocks are: kept, they took twice as much as all else
@@ -67,27 +70,26 @@ class Fsdp(Averaging):
         self._shard(module, tables)
         if empty:
             self._fill(module, cast(HasFirstValues, plan))
-        self._shards = in_shards(module)
-        self._shards_of_blocks = [shard for block in blocks(module) for shard in in_shards(block)]
-        module.register_forward_pre_hook(lambda *_: self._gathered(self._shards))
         return module
 
     def _shard(self, module: nn.Module, tables: Named) -> None:
-        offloaded = self.options.cpu_offload and self.world.device.type != "cpu"
+        pinned = self.world.device.type != "cpu"
         settings: dict[str, Any] = {
             "mesh": init_device_mesh(self.world.device.type, (self.world.size,)),
             "mp_policy": MixedPrecisionPolicy(DTYPES[self.options.weights], DTYPES[self.options.gradients]),
-            "offload_policy": CPUOffloadPolicy() if offloaded else OffloadPolicy(),
+            "offload_policy": CPUOffloadPolicy(pinned) if self.options.cpu_offload else OffloadPolicy(),
             "ignored_params": set(tables.values()),
         }
-        for block in blocks(module):
-            fully_shard(block, reshard_after_forward=self.options.reshard_after_forward, **settings)
-        fully_shard(module, **settings)
+        gather, scatter = Gather(self.world, module), Scatter(self.world)
+        for part in (*blocks(module), module):
+            reshard = None if part is module else self.options.reshard_after_forward
+            sharded = fully_shard(part, reshard_after_forward=reshard, **settings)
+            sharded.set_custom_all_gather(gather)
+            sharded.set_custom_reduce_scatter(scatter)
 
     def _fill(self, module: nn.Module, plan: HasFirstValues) -> None:
         """Give a module without memory its shards of the first worker's first values, one whole tensor at a time."""
-        offloaded = self.options.cpu_offload
-        module.to_empty(device="cpu" if offloaded else self.world.device)
+        module._apply(self._room)  # type: ignore[no-untyped-call]
         targets = dict(chain(module.named_parameters(), module.named_buffers()))
         with random_state_of_first(), torch.no_grad():
             for name, value in plan.first_values():
@@ -95,25 +97,10 @@ class Fsdp(Averaging):
         if targets:
             raise TrainingError(f"the network gives no first value of {', '.join(targets)}: its class must yield all")
 
-    @contextmanager
-    def holding(self) -> Iterator[None]:
-        """Gradients are averaged in every part: a worker that kept them whole would need the memory of the model."""
-        yield
-        self._count_backward()
-
-    def after_step(self) -> None:
-        self._count_backward()
-
-    def _count_backward(self) -> None:
-        """Count what the backward pass sent."""
-        if self.options.reshard_after_forward:
-            self._gathered(self._shards_of_blocks)
-        size = DTYPES[self.options.gradients].itemsize
-        self.world.traffic.scattered("gradients", size * sum(shard.numel() for shard in self._shards))
-
-    def _gathered(self, shards: Iterable[nn.Parameter]) -> None:
-        size = DTYPES[self.options.weights].itemsize
-        self.world.traffic.gathered("weights", size * sum(shard.numel() for shard in shards) / self.world.size)
+    def _room(self, tensor: Tensor) -> Tensor:
+        """Memory for one that has none. What is not in shards is computed with where it lies."""
+        offloaded = self.options.cpu_offload and isinstance(tensor, DTensor)
+        return torch.empty_like(tensor, device="cpu" if offloaded else self.world.device)
 
     def whole(self, tensor: Tensor) -> Tensor:
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -131,10 +118,6 @@ def random_state_of_first() -> Iterator[None]:
     finally:
         if dist.get_rank():
             torch.set_rng_state(own)
-
-
-def in_shards(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if isinstance(parameter, DTensor)]
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:

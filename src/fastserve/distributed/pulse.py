@@ -50,6 +50,10 @@ class Pulse:
         self.entered[name] = now
         self.turns += 1
 
+    def lasted(self, name: str) -> float:
+        """Seconds of `name` up to now."""
+        return self.seconds[name] + (time.perf_counter() - self._since if self.doing == name else 0.0)
+
     def reckon(self, name: str, other: str, seconds: float) -> None:
         """So much of the time of `name` was that of `other`, as it turned out."""
         self.seconds[name] -= seconds  # type: ignore[assignment]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fastserve import config, plugins
 from fastserve.config import DistributedConfig, Section
+from fastserve.distributed.pulse import BACKWARD
 from fastserve.distributed.world import ALONE, Part, World
 
 Named = Mapping[str, nn.Parameter]
@@ -24,7 +26,13 @@ class Strategy(Protocol):
     Options: ClassVar[type[Section]]
 
     gathers: bool
-    """Whether workers wait for each other in the forward pass as well, so that computing and exchange are one."""
+    """Whether workers wait for each other in the forward pass as well, without saying when."""
+
+    tells_apart: bool
+    """Whether what a worker waits for others is told apart, after a step, from what it computes."""
+
+    precision: torch.dtype | None
+    """What products are computed in, where the strategy decides it."""
 
     starts_empty: bool
     """Whether `place` gives a module on the meta device its first values (`models.network.HasFirstValues`)."""
@@ -87,6 +95,8 @@ class Alone:
 
     Options: ClassVar[type[Section]] = Section
     gathers = False
+    tells_apart = True
+    precision: torch.dtype | None = None
     starts_empty = False
 
     def __init__(self, options: Any = None, world: World = ALONE) -> None:
@@ -105,7 +115,9 @@ class Alone:
         return
 
     def after_step(self) -> None:
-        return
+        """Exchanges have names of their own: the rest of the backward pass was computing."""
+        if self.tells_apart:
+            self.world.pulse.reckon(BACKWARD, "backward", self.world.pulse.seconds[BACKWARD])
 
     def settle(self) -> None:
         return

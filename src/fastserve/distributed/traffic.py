@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+OF_STEPS = ("gradients", "weights", "rows")
+
 
 @dataclass(slots=True)
 class Traffic:
@@ -15,7 +17,7 @@ class Traffic:
 
     size: int
     bytes: Counter[str] = field(default_factory=Counter)
-    """By kind: `gradients`, `weights`, `rows` (of sparse gradients), `start`, `results`."""
+    """By kind: `gradients`, `weights`, `rows` (of sparse gradients), `start`, `evaluation`, `results`."""
 
     def reduced(self, kind: str, amount: float) -> None:
         """An all-reduce of so many bytes: a reduce-scatter and an all-gather of the parts."""
@@ -36,3 +38,8 @@ class Traffic:
     @property
     def total(self) -> int:
         return self.bytes.total()
+
+    @property
+    def of_steps(self) -> int:
+        """What training itself sent."""
+        return sum(self.bytes[kind] for kind in OF_STEPS)

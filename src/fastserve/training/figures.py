@@ -15,7 +15,7 @@ from fastserve.training.events import Evaluated, Event, Finished, Stepped
 
 EVERY_SECONDS = 10.0
 COMPUTING = ("forward", "backward", "update", "data")
-SELDOM = frozenset(EXCHANGE + name for name in ("meeting", "end", "barrier", "gather", "checkpoint"))
+SELDOM = frozenset(EXCHANGE + name for name in ("meeting", "end", "barrier", "gather", "checkpoint", "evaluation"))
 """Exchanges that are no part of a step."""
 SLOW = 1.15
 """A worker that computes for so many times the usual is told of."""
@@ -24,7 +24,7 @@ SLOW = 1.15
 class WorkerFigures:
     """A watcher: a line in `workers/rank-N.jsonl` every few seconds, with sums since the process began.
 
-    apart: whether exchanges can be told apart from computing (`Strategy.gathers`).
+    apart: whether exchanges can be told apart from computing (`Strategy.tells_apart`).
     """
 
     def __init__(self, world: World, folder: Path, *, apart: bool = True) -> None:
@@ -81,7 +81,7 @@ class WorkerFigures:
 
 def compare(world: World, figures: WorkerFigures) -> str:
     """One line about all workers, for the leader to say. All of them must call."""
-    mine = [figures.computing, figures.exchange_share, figures.padding_share, figures.world.traffic.total]
+    mine = [figures.computing, figures.exchange_share, figures.padding_share, figures.world.traffic.of_steps]
     computing, exchange, padding, sent = world.gather(np.array([mine])).T
     steps = max(figures.steps, 1)
     usual = float(np.median(computing))

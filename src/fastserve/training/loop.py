@@ -88,7 +88,7 @@ class Progress:
 class TrainingRun:
     """A network, its data and its optimizer, and where they are in the run.
 
-    precision: what matrix products are computed in; weights stay float32.
+    precision: what matrix products are computed in, unless the strategy decides it; weights stay float32.
     folder: where checkpoints go.
     world, strategy: the workers of the run, each of which has a `TrainingRun`, and how they share it.
     """
@@ -120,7 +120,7 @@ class TrainingRun:
         self.settings = settings
         self.train, self.plan = train, plan
         self.validation, self.validation_batches = validation, validation_batches
-        self.device, self.precision = device, precision
+        self.device, self.precision = device, self.strategy.precision or precision
         with world.doing("meeting"):
             self.checkpoints = Checkpoints(folder, own_group(WRITE_TIMEOUTS * world.timeout_seconds))
         self.optimizers = Optimizers(network, settings.recipe, self._reduce)
@@ -188,7 +188,7 @@ class TrainingRun:
         at, world = self.progress, self.world
         part = part or Part(batch.rows, len(batch))
         inputs, targets = self._to_device(batch)
-        self.network.train()
+        self.objective.train()
         with world.doing("forward") if self.strategy.gathers else world.pulse.during("forward"), self._autocast():
             loss = self.placed(inputs, targets, self.strategy.rows(part))
         with world.doing("backward"):

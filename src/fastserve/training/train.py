@@ -35,7 +35,7 @@ def ready_machine(config: TrainConfig, workers: int = 1) -> None:
 def train_watched(run: TrainingRun, folder: RunFolder) -> None:
     """Run the loop with everybody who watches it."""
     settings = run.settings
-    figures = WorkerFigures(run.world, folder.workers, apart=not run.strategy.gathers)
+    figures = WorkerFigures(run.world, folder.workers, apart=run.strategy.tells_apart)
     watchers: list[Watcher] = [] if run.world.alone else [figures]
     if not run.world.leads:
         watch(run.events(), watchers)

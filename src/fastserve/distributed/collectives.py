@@ -1,0 +1,43 @@
+"""What shards exchange, counted and told apart from computing: torch's own collectives, which say what they do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
+
+from fastserve.distributed.world import World
+
+
+class Gather(DefaultAllGather):
+    """Puts weights together. On a processor it lasts as long as its call; a GPU does it beside other work.
+
+    module: in whose evaluation it is no part of a step.
+    """
+
+    def __init__(self, world: World, module: nn.Module) -> None:
+        self.world, self.module = world, module
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> dist.Work | None:
+        kind = "weights" if self.module.training else "evaluation"
+        self.world.traffic.gathered(kind, input_tensor.nbytes)
+        with self.world.doing(kind):
+            return super().__call__(output_tensor, input_tensor, group, async_op)
+
+
+class Scatter(DefaultReduceScatter):
+    """Adds gradients up; each worker keeps the sum of its shard."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
+    ) -> dist.Work:
+        self.world.traffic.scattered("gradients", input_tensor.nbytes)
+        with self.world.doing("gradients"):
+            return super().__call__(output_tensor, input_tensor, group, op, async_op)
