@@ -17,6 +17,7 @@ from fastserve.errors import ConfigError, DataError
 from fastserve.generation.reference import generate, stream
 from fastserve.generation.sampling import Sampling
 from fastserve.generation.writing import Written
+from fastserve.models import NetworkShape, build
 from fastserve.models.ragged import RaggedTensor
 
 GREEDY = Sampling(temperature=0, max_tokens=24)
@@ -39,6 +40,48 @@ def test_greedy_tokens_are_those_of_transformers(form: str, tmp_path: Path) -> N
         )
         assert expected[0, len(prompt) :].tolist() == written.ids
     assert len({tuple(written.ids) for written in found}) > 1
+
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+FOLDERS = {
+    "gpt2": {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "mistral": SIZES | {"sliding_window": 6},
+    "gemma2": SIZES | {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 5},
+    "qwen2": SIZES,
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_hugging_face_folder_writes_what_transformers_writes(kind: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, initializer_range=0.2, **FOLDERS[kind])
+    other = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    other.save_pretrained(tmp_path)
+    network = build(str(tmp_path), {}, NetworkShape({"tokens": 300}, 300), causal=True).eval()
+    found = generate(network, PROMPTS, Sampling(temperature=0, max_tokens=16), eos=[])
+    for prompt, written in zip(PROMPTS, found, strict=True):
+        ids = torch.tensor([prompt])
+        expected = other.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=16,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
+        assert expected[0, len(prompt) :].tolist() == written.ids
 
 
 def test_sampling_with_penalties_is_that_of_transformers_where_nothing_is_left_to_chance(tmp_path: Path) -> None:
