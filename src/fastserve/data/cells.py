@@ -61,13 +61,14 @@ def _fault(row: int, cell: Any, text: str | None, labels: list[Labels], index: i
 
 
 def _texts(cells: list[Any]) -> list[str | None]:
-    texts = [_text(cell) for cell in cells]
-    if _has_surrogate("".join([text for text in texts if text is not None])):
-        return [None if text is not None and _has_surrogate(text) else text for text in texts]
+    texts = [text_of(cell) for cell in cells]
+    if has_surrogate("".join([text for text in texts if text is not None])):
+        return [None if text is not None and has_surrogate(text) else text for text in texts]
     return texts
 
 
-def _text(cell: Any) -> str | None:
+def text_of(cell: Any) -> str | None:
+    """A text, or a number as text; None for what is neither, or blank."""
     if isinstance(cell, str):
         return cell if cell and not cell.isspace() else None
     if isinstance(cell, (int, float)) and not isinstance(cell, bool) and not math.isnan(cell):
@@ -75,7 +76,7 @@ def _text(cell: Any) -> str | None:
     return None
 
 
-def _has_surrogate(text: str) -> bool:
+def has_surrogate(text: str) -> bool:
     """Half a character, which JSON can express and UTF-8 cannot."""
     try:
         text.encode("utf-8")
