@@ -5,18 +5,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fastserve import device
 from fastserve.bundle.bundle import Bundle
 from fastserve.bundle.predictor import Predictor
-from fastserve.config import Columns, Config, DataConfig, TrainConfig, home, load_config
+from fastserve.config import Columns, Config, DataConfig, TrainConfig, check, home, load_config
 from fastserve.errors import ConfigError, StorageError, choices
 from fastserve.registry import Registry, Version
-from fastserve.types import Prediction, Report
+from fastserve.types import Message, Prediction, Report
 
 if TYPE_CHECKING:
+    from fastserve.bundle.writer import Prompt, Writer
     from fastserve.evaluation import Comparison
+    from fastserve.generation.sampling import Sampling
+    from fastserve.generation.writing import Written
     from fastserve.training.plan import Plan
 
 
@@ -47,14 +50,41 @@ class Model:
     def predictor(self) -> Predictor:
         return Predictor(self.bundle, self.runtime)
 
+    @functools.cached_property
+    def writer(self) -> Writer:
+        """What a model of the task generation writes with. ConfigError for another."""
+        from fastserve.bundle.writer import Writer
+
+        return Writer(self.bundle)
+
+    @property
+    def writes(self) -> bool:
+        """Whether its answers are texts, not labels."""
+        return self.bundle.manifest.task == "generation"
+
+    def write(self, prompts: Prompt | Sequence[Prompt], **settings: Any) -> list[Written]:
+        """A text after each prompt, which is a string or a conversation (messages with role and content), in order.
+
+        Settings: the fields of `generation.sampling.Sampling`, for instance temperature=0.7, max_tokens=200, seed=1.
+        """
+        from fastserve.generation.sampling import Sampling
+
+        found = check(Sampling, settings, "write()")
+        several = [prompts] if isinstance(prompts, str) or _is_conversation(prompts) else prompts
+        return self.writer.write(cast("Sequence[Prompt]", several), found)
+
     def predict(self, texts: str | Sequence[str]) -> list[Prediction]:
-        """One answer for each text, in order."""
+        """One answer for each text, in order. ConfigError for a model that writes."""
+        if self.writes:
+            raise ConfigError(f"{self.reference} gives texts and not labels: use write()")
         return self.predictor.predict([texts] if isinstance(texts, str) else list(texts))
 
     def evaluate(self, data: str | Path, *, out: str | Path | None = None, **columns: Any) -> Report:
         """Judge the model on a file of labelled texts. `out`: a folder for report.json and report.html."""
-        from fastserve.evaluation import model
+        from fastserve.evaluation import corpus, model
 
+        if self.writes:
+            return corpus.evaluate_corpus(self.writer, str(data), DataConfig(**columns), out=_path(out))
         return model.evaluate_file(self.predictor, str(data), DataConfig(**columns), out=_path(out)).report
 
     def compare(self, other: Model, data: str | Path, *, out: str | Path | None = None, **columns: Any) -> Comparison:
@@ -85,7 +115,6 @@ class Model:
         the fields of `ExportOptions`: int8, data, columns, max_drop, min_agreement.
         """
         from fastserve import compression
-        from fastserve.config import check
 
         found = check(compression.ExportOptions, {**options, "runtime": runtime}, "export")
         made = compression.export_as(self.bundle, found, version=self.version, name=name, out=_path(out))
@@ -166,7 +195,6 @@ def evaluate(reference: str | Path, data: str | Path, **options: Any) -> Report:
 def serve(models: str | Sequence[str], **options: Any) -> int:
     """Answer over HTTP until stopped; the exit code. Options are the fields of `ServeOptions`."""
     from fastserve import serving
-    from fastserve.config import check
 
     found = check(serving.ServeOptions, options, "serve")
     return serving.serve([models] if isinstance(models, str) else list(models), found)
@@ -178,6 +206,19 @@ def read_texts(address: str, column: str | None = None) -> Iterator[str]:
 
     dataset = open_dataset(address, DataConfig(columns=Columns(text=column)), labelled=False)
     return (text for block in dataset.blocks() for text in block.texts)
+
+
+def sampling(words: Sequence[str]) -> Sampling:
+    """`temperature=0.7`, `max_tokens=200` and the like as sampling settings. ConfigError names what is wrong."""
+    from fastserve.config import parse_override
+    from fastserve.generation.sampling import Sampling
+
+    settings = {".".join(key): value for key, value in map(parse_override, words)}
+    return check(Sampling, settings, "the command")
+
+
+def _is_conversation(prompts: object) -> bool:
+    return isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], Message)
 
 
 def _publish_once(model: Model, name: str) -> Version:

@@ -37,6 +37,11 @@ class Columns(Section):
     separator: str | None = Field(
         None, description="what parts several labels in one cell, for instance '|'; makes the task multi-label"
     )
+    prompt: str | None = Field(None, description="generation: column of the prompts")
+    completion: str | None = Field(None, description="generation: column of what is written after the prompt")
+    messages: str | None = Field(None, description="generation: column of the conversations")
+    chosen: str | None = Field(None, description="generation: column of the better answers")
+    rejected: str | None = Field(None, description="generation: column of the worse answers")
 
 
 class DataConfig(Section):
@@ -54,6 +59,10 @@ class DataConfig(Section):
         None, description="a file for the final report; without it the validation rows are reported"
     )
     columns: Columns = Columns()
+    documents: Literal["auto", "row", "file"] = Field(
+        "auto",
+        description="generation, plain text: what one document is; auto: a txt file, a row of any other file",
+    )
     multi_label: bool | Auto = Field(
         "auto",
         description="whether a row may have several labels; auto: when `separator` or several label columns are given, or the labels are lists",
@@ -98,7 +107,12 @@ class TextConfig(Section):
     )
     min_count: Positive = Field(2, description="a word seen less often in training is unknown")
     tokenizer: str | None = Field(
-        None, description="a tokenizer.json to use with segment: subword; without it one is trained on the data"
+        None,
+        description="a tokenizer.json (with segment: subword), or for generation also a local Hugging Face folder; without it one is trained on the data",
+    )
+    chat_template: str | None = Field(
+        None,
+        description="generation: a file with a Jinja template for conversations, or the template itself; by default the tokenizer's own, or ChatML",
     )
 
 
@@ -119,19 +133,37 @@ class TrainConfig(Section):
     """The training loop. `auto` asks the network for its recipe."""
 
     epochs: Positive | Auto = "auto"
+    max_steps: Positive | None = Field(
+        None, description="optimizer steps after which the run ends, and over which the schedule goes"
+    )
     batch: Positive | Auto = Field("auto", description="rows in one optimizer step")
-    learning_rate: Annotated[float, Field(gt=0)] | Auto = "auto"
-    optimizer: Literal["auto", "adamw", "adagrad", "sgd"] = "auto"
-    weight_decay: Annotated[float, Field(ge=0)] | Auto = "auto"
-    schedule: Literal["auto", "linear", "cosine", "constant", "plateau"] = Field(
+    micro_batch: Positive | Auto = Field(
         "auto",
-        description="what the learning rate does after the warm-up; plateau: is reduced when validation stops improving",
+        description="what a worker computes at once of a step: rows, or tokens of a language model; the step is the same. auto: all, or as much as the memory takes",
+    )
+    learning_rate: Annotated[float, Field(gt=0)] | Auto = "auto"
+    optimizer: Literal["auto", "adamw", "muon", "adagrad", "sgd"] = Field(
+        "auto", description="muon: for matrices of hidden layers, and adamw for all else"
+    )
+    matrix_rate: Annotated[float, Field(gt=0)] | Auto = Field(
+        "auto", description="with optimizer: muon, the learning rate of the matrices; all else has learning_rate"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] | Auto = "auto"
+    schedule: Literal["auto", "linear", "cosine", "wsd", "constant", "plateau"] = Field(
+        "auto",
+        description="what the learning rate does after the warm-up; wsd: is stable, then decays; plateau: is reduced when validation stops improving",
+    )
+    decay: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
+        "auto", description="with schedule: wsd, the share of the steps at the end in which the rate falls to 0"
     )
     warmup: Fraction | Auto = Field("auto", description="share of the steps in which the rate rises to its full value")
     gradient_clip: Annotated[float, Field(ge=0)] | Auto = Field(
         "auto", description="largest norm of the gradient; 0 clips nothing"
     )
     label_smoothing: Fraction | Auto = "auto"
+    z_loss: Annotated[float, Field(ge=0)] | Auto = Field(
+        "auto", description="of a language model: weight of a loss that keeps its logits small"
+    )
     class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
         "none", description="balanced: rare classes count more, by 1 / frequency; or a weight for each label"
     )
@@ -139,6 +171,19 @@ class TrainConfig(Section):
         "auto", description="auto: bf16 where the processor multiplies it fast and the network gains"
     )
     device: str = "auto"
+    compile: bool | Auto = Field(
+        "auto", description="whether torch.compile makes the network faster, after a minute or so; auto: on a GPU"
+    )
+    checkpoint_activations: bool = Field(
+        False, description="compute blocks again in the backward pass: less memory, a third more time"
+    )
+    on_divergence: Literal["stop", "lower_rate", "skip_batch"] = Field(
+        "lower_rate",
+        description="when the loss is no number, or a spike: end the run, or go back to the last good checkpoint and halve the learning rate, or leave out the batch",
+    )
+    spike: Annotated[float, Field(ge=0)] | Auto = Field(
+        "auto", description="a loss so many times the median of the latest ones has diverged too; 0: none has"
+    )
     keep: Literal["auto", "best", "last"] = Field(
         "auto", description="which weights are kept: those of the best evaluation, or those of the last step"
     )
@@ -153,6 +198,9 @@ class TrainConfig(Section):
     )
     evaluate_every: Positive | Auto = Field(
         "auto", description="steps between evaluations inside the run; auto: an epoch"
+    )
+    evaluate_rows: Positive | Auto = Field(
+        "auto", description="validation rows for an evaluation inside the run, spread over all of them; auto: all"
     )
     checkpoint_seconds: Annotated[float, Field(ge=0)] = Field(
         60.0, description="time between checkpoints; a run that is killed loses at most what came after the last one"
@@ -223,7 +271,7 @@ class DistributedConfig(Section):
 class Config(Section):
     """A whole job: raw text to a published model."""
 
-    task: str = "classification"
+    task: str = Field("classification", description="classification or generation")
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
     model: ModelConfig = ModelConfig()

@@ -173,9 +173,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class PlainText:
-    """A document to learn from, all of it."""
+    """A document to learn from, all of it; or a part of a long one, which may not begin or not end with it."""
 
     text: str
+    begins: bool = True
+    ends: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,13 +229,25 @@ class Recipe:
     """Whether the network gains by computing in bfloat16 where the hardware is fast at it."""
     average: float = 0.0
     """Decay of the exponential moving average of the weights that is evaluated and saved; 0 keeps none."""
+    matrix_rate: float = 0.02
+    """With optimizer "muon": the learning rate of hidden matrices."""
+    decay: float = 0.2
+    """With schedule "wsd": the share of the steps in which the rate falls."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Of adamw: how slowly its moments follow the gradient."""
+    eps: float = 1e-8
+    """Of adamw."""
+    z_loss: float = 0.0
+    spike: float = 0.0
+    """A loss so many times the usual has diverged; 0 where single losses say little."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterGroup:
     """Parameters of a network, by their names in `named_parameters()`, that are trained in a way of their own.
 
-    rate: factor of the run's learning rate. optimizer: "adamw", "adagrad" or "sgd" (without momentum).
+    rate: factor of the run's learning rate. optimizer: "adamw", "adagrad", "sgd" (without momentum), or for matrices
+    "muon".
     """
 
     parameters: tuple[str, ...]

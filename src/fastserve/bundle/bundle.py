@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fastserve.text.pipeline import TextPipeline
+    from fastserve.text.writing_pipeline import WritingPipeline
 
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
@@ -173,6 +174,13 @@ class Bundle:
         from fastserve.text.pipeline import TextPipeline
 
         return TextPipeline.load(self.folder, self.manifest.text)
+
+    @functools.cached_property
+    def writing(self) -> WritingPipeline:
+        """The saved tokenizer of a language model, and how it is asked."""
+        from fastserve.text.writing_pipeline import WritingPipeline
+
+        return WritingPipeline.load(self.folder, self.manifest.text)
 
     def weights(self) -> dict[str, Array]:
         """Tensors by name: views into the mapped file (bfloat16 as float32)."""

@@ -41,13 +41,15 @@ def _name(manifest: Manifest) -> str:
 
 
 def _title(manifest: Manifest) -> str:
+    made = f"made by FastServe {manifest.fastserve} on {manifest.created:%Y-%m-%d}."
+    if not manifest.labels:
+        return f"# {_name(manifest)}\n\nA `{manifest.network.name}` network for {manifest.task}, {made}"
     kind = "several labels a text" if manifest.multi_label else "one label a text"
     shown = ", ".join(f"`{_cell(label)}`" for label in manifest.labels[:_MOST_LABELS])
     more = len(manifest.labels) - _MOST_LABELS
     return (
         f"# {_name(manifest)}\n\n"
-        f"A `{manifest.network.name}` network for {manifest.task} ({kind}), made by FastServe {manifest.fastserve} "
-        f"on {manifest.created:%Y-%m-%d}.\n\n"
+        f"A `{manifest.network.name}` network for {manifest.task} ({kind}), {made}\n\n"
         f"{len(manifest.labels)} labels: {shown}{f', and {more} more' if more > 0 else ''}"
     )
 
@@ -91,6 +93,13 @@ def _figure(value: Any) -> str:
 
 
 def _limits(manifest: Manifest) -> str:
+    if not manifest.labels:
+        return (
+            "## Intended use and limits\n\n"
+            "Writes texts like those it learned from. It may be wrong, and may repeat what it has read; "
+            "let a person judge it. The figures hold for the data they were measured on; measure again on your own: "
+            f"`fastserve evaluate {_name(manifest)} --data FILE`."
+        )
     return (
         "## Intended use and limits\n\n"
         f"Meant for texts like those it learned from, answered with the {len(manifest.labels)} labels above. A text of "
@@ -104,6 +113,8 @@ def _usage(manifest: Manifest) -> str:
     name = _name(manifest)
     text = manifest.parity[0].text if manifest.parity else "your text"
     shown = " ".join(text.split())[:60].replace("`", "").replace("'", "").replace('"', "").replace("\\", "")
+    if not manifest.labels:
+        return _writing_usage(name, shown)
     body = json.dumps({"instances": [shown]}, ensure_ascii=False)
     return f"""## How to use it
 
@@ -119,6 +130,24 @@ import fastserve as fs
 model = fs.load("{name}")
 print(model.predict(["{shown}"]))
 ```"""
+
+
+def _writing_usage(name: str, shown: str) -> str:
+    return f"""## How to use it
+
+```sh
+fastserve predict {name} '{shown}'
+fastserve chat {name}
+```
+
+```python
+import fastserve as fs
+
+model = fs.load("{name}")
+print(model.write("{shown}", max_tokens=100)[0].text)
+```
+
+The folder also loads with `transformers.AutoModelForCausalLM.from_pretrained`."""
 
 
 def _origin(manifest: Manifest) -> str:

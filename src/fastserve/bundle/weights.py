@@ -38,7 +38,7 @@ def write_weights(path: Path, weights: Mapping[str, Array | Tensor]) -> None:
 
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     own.update({name: torch.from_numpy(np.ascontiguousarray(array).copy()) for name, array in arrays.items()})
-    save_tensors(own, path)
+    save_tensors(own, path, {"format": "pt"})  # without which transformers does not load the file
 
 
 def read_weights(path: Path) -> dict[str, Array]:

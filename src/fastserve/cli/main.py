@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "fastserve.cli.train:train",
     "evaluate": "fastserve.cli.evaluate:evaluate",
     "predict": "fastserve.cli.predict:predict",
+    "chat": "fastserve.cli.chat:chat",
     "serve": "fastserve.cli.serve:serve",
     "export": "fastserve.cli.export:export",
     "models": "fastserve.cli.models:models",
@@ -57,6 +58,8 @@ def group() -> None:
       fastserve evaluate sentiment --data test.tsv
       fastserve predict sentiment "fast delivery, good quality"
       fastserve serve sentiment
+      fastserve train --data poems.jsonl --task generation --name poet
+      fastserve chat poet
     """
 
 

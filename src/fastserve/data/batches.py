@@ -40,15 +40,19 @@ class BatchPlan:
     def epoch(self, number: int) -> list[LongArray]:
         """The batches of one epoch, each int64 (up to `batch`,); every row exactly once."""
         generator = np.random.default_rng([self.seed, number])
-        order = np.arange(len(self.lengths))
         window = WINDOW * self.batch
         together = max(SHUFFLED // window, 1) * window
-        if len(order) > together:
-            generator.shuffle(order[: len(order) // RUN * RUN].reshape(-1, RUN))
+        order = _runs_shuffled(len(self.lengths), together, generator)
         batches: list[LongArray] = []
         for start in range(0, len(order), together):
             batches += self._batches(order[start : start + together], generator)
         return batches
+
+    def largest(self) -> LongArray:
+        """int64 (up to `batch`,): the longest rows, the longest last. No real step takes more memory."""
+        kept = min(self.batch, len(self.lengths))
+        longest = np.argpartition(self.lengths, len(self.lengths) - kept)[len(self.lengths) - kept :]
+        return longest[np.argsort(self.lengths[longest], kind="stable")]
 
     def _batches(self, rows: LongArray, generator: np.random.Generator) -> list[LongArray]:
         """Batches of these rows, in random order; `rows` itself is shuffled, and the batches are parts of it."""
@@ -58,6 +62,22 @@ class BatchPlan:
             window[:] = window[np.argsort(self.lengths[window], kind="stable")]
         starts = generator.permutation(-(-len(rows) // self.batch)) * self.batch
         return [rows[start : start + self.batch] for start in starts.tolist()]
+
+
+def shuffled(rows: int, generator: np.random.Generator) -> LongArray:
+    """int64 (rows,): all row numbers in random order, that of a large data set one that reads the disk in runs."""
+    order = _runs_shuffled(rows, SHUFFLED, generator)
+    for start in range(0, rows, SHUFFLED):
+        generator.shuffle(order[start : start + SHUFFLED])
+    return order
+
+
+def _runs_shuffled(rows: int, together: int, generator: np.random.Generator) -> LongArray:
+    """Row numbers in order, or as shuffled runs where there are more than are shuffled together."""
+    order = np.arange(rows)
+    if rows > together:
+        generator.shuffle(order[: rows // RUN * RUN].reshape(-1, RUN))
+    return order
 
 
 def evaluation_batches(

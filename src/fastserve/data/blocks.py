@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,9 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastserve.errors import DataError
 from fastserve.types import Example, LongArray
 
 LISTED = 50
+_EARLY = 1000  # rows before a hopeless file is given up midway
 _EXCERPT = 80
 
 
@@ -47,6 +50,38 @@ class BadRows:
     def add(self, rows: Sequence[BadRow]) -> None:
         self.counts.update(row.reason for row in rows)
         self.listed.extend(rows[: max(0, LISTED - len(self.listed))])
+
+    def judge_early(self, rows: int, limit: int | float, address: str) -> None:
+        """A number of bad rows is known to be too many at once; a share only where the file is hopeless.
+
+        rows: usable ones so far. limit: what `data.bad_rows` allows, a number or a share.
+        """
+        seen = rows + self.total
+        counted = isinstance(limit, int) and self.total > limit
+        share = self.total / max(seen, 1)
+        hopeless = isinstance(limit, float) and seen >= _EARLY and share > max(0.5, limit)
+        if counted or hopeless:
+            self._refuse("so far", rows, limit, address)
+
+    def judge(self, rows: int, limit: int | float, address: str) -> None:
+        """DataError where there are too many, or no usable row. A share is rounded up to whole rows, so that one fault
+        does not condemn a small file.
+        """
+        seen = rows + self.total
+        allowed = limit if isinstance(limit, int) else math.ceil(limit * seen)
+        if self.total > allowed:
+            self._refuse("in all", rows, limit, address)
+        if not seen:
+            raise DataError(f"{address} has no row: it is empty or holds only a header")
+        if not rows:
+            raise DataError(f"{address} has no usable row: {self.describe()}")
+
+    def _refuse(self, when: str, rows: int, limit: int | float, address: str) -> None:
+        allowed = f"{limit:,}" if isinstance(limit, int) else f"{limit:.4g} of the rows"
+        raise DataError(
+            f"{address}: {self.total:,} of {rows + self.total:,} rows {when} cannot be used, allowed are {allowed} "
+            f"(data.bad_rows): {self.describe()}"
+        )
 
     def describe(self, most: int = 5) -> str:
         """Counts by reason, and the first rows, one a line."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,8 +14,6 @@ from fastserve.data.formats import Reader, open_reader
 from fastserve.data.sources import find_sources
 from fastserve.errors import DataError, choices
 from fastserve.types import Example
-
-_EARLY = 1000  # rows before a hopeless file is given up midway
 
 
 @dataclass
@@ -72,38 +69,10 @@ class Dataset:
                 block, bad = check_rows(raw, self.mapped, self.keep, self.known_labels, reader.source.address)
                 self.bad_rows.add(bad)
                 self.rows += len(block)
-                self._judge_early()
+                self.bad_rows.judge_early(self.rows, self.limit, self.address)
                 if len(block):
                     yield block
-        self._judge()
-
-    def _judge_early(self) -> None:
-        """A number of bad rows is known to be too many at once; a share only where the file is hopeless."""
-        seen = self.rows + self.bad_rows.total
-        counted = isinstance(self.limit, int) and self.bad_rows.total > self.limit
-        share = self.bad_rows.total / max(seen, 1)
-        hopeless = isinstance(self.limit, float) and seen >= _EARLY and share > max(0.5, self.limit)
-        if counted or hopeless:
-            self._refuse("so far")
-
-    def _judge(self) -> None:
-        """A share is rounded up to whole rows, so that one fault does not condemn a small file."""
-        seen = self.rows + self.bad_rows.total
-        allowed = self.limit if isinstance(self.limit, int) else math.ceil(self.limit * seen)
-        if self.bad_rows.total > allowed:
-            self._refuse("in all")
-        if not seen:
-            raise DataError(f"{self.address} has no row: it is empty or holds only a header")
-        if not self.rows:
-            raise DataError(f"{self.address} has no usable row: {self.bad_rows.describe()}")
-
-    def _refuse(self, when: str) -> None:
-        seen = self.rows + self.bad_rows.total
-        limit = f"{self.limit:,}" if isinstance(self.limit, int) else f"{self.limit:.4g} of the rows"
-        raise DataError(
-            f"{self.address}: {self.bad_rows.total:,} of {seen:,} rows {when} cannot be used, allowed are {limit} "
-            f"(data.bad_rows): {self.bad_rows.describe()}"
-        )
+        self.bad_rows.judge(self.rows, self.limit, self.address)
 
 
 def open_dataset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,42 @@ _SALT = 0x5911  # another stream than that of the batches, which have the same s
 BoolArray = npt.NDArray[np.bool_]
 
 
+class Rows(Protocol):
+    """Some rows in a block."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: npt.NDArray[np.integer[Any]], /) -> Self: ...
+
+
+B = TypeVar("B", bound=Rows, covariant=True)
+
+
+class Readable(Protocol[B]):
+    """A data set that gives the same blocks each time it is read."""
+
+    @property
+    def address(self) -> str: ...
+
+    def blocks(self) -> Iterator[B]: ...
+
+
+def chosen_blocks(source: Readable[B], chosen: BoolArray) -> Iterator[B]:
+    """The chosen rows, in the order of the file. chosen: bool (usable rows of the data set,)."""
+    position = 0
+    for block in source.blocks():
+        end = position + len(block)
+        kept = np.flatnonzero(chosen[position:end])
+        position = end
+        if len(kept):
+            yield block if len(kept) == len(block) else block.take(kept)
+    if position != len(chosen):
+        raise DataError(
+            f"{source.address} changed while it was used: it had {len(chosen):,} usable rows, now it has "
+            f"{position:,}; run again"
+        )
+
+
 @dataclass(frozen=True)
 class Part:
     """Some rows of a data set. chosen: bool (usable rows of the data set,)."""
@@ -45,18 +81,7 @@ class Part:
 
     def blocks(self) -> Iterator[Block]:
         """The rows of this part, in the order of the file."""
-        position = 0
-        for block in self.dataset.blocks():
-            end = position + len(block)
-            kept = np.flatnonzero(self.chosen[position:end])
-            position = end
-            if len(kept):
-                yield block if len(kept) == len(block) else block.take(kept)
-        if position != len(self.chosen):
-            raise DataError(
-                f"{self.dataset.address} changed while it was used: it had {len(self.chosen):,} usable rows, "
-                f"now it has {position:,}; run again"
-            )
+        return chosen_blocks(self.dataset, self.chosen)
 
 
 @dataclass(frozen=True)
@@ -89,11 +114,11 @@ def load_splits(config: DataConfig, seed: int, keep: Sequence[str] | None = ()) 
     index = index_rows(train)
     check_labels(index, train)
     labels = list(index.label_counts)
-    validation = _held_out(config.validation, train, config, labels) if _is_file(config.validation) else None
+    validation = _held_out(config.validation, train, config, labels) if is_file(config.validation) else None
     test = _held_out(config.test, train, config, labels) if config.test else None
     held = [part.index.keys for part in (validation, test) if part is not None]
-    chosen, leaked = _without_leaks(index, train, held, config.duplicates)
-    if not _is_file(config.validation):
+    chosen, leaked = without_leaks(index.keys, index.rows, held, train.address, config.duplicates)
+    if not is_file(config.validation):
         taken = _split_off(index, chosen, config.validation, seed)
         validation = Part(train, index, taken) if taken.any() else None
         chosen = chosen & ~taken
@@ -101,7 +126,7 @@ def load_splits(config: DataConfig, seed: int, keep: Sequence[str] | None = ()) 
     return Splits(Part(train, index, chosen), validation, test, labels, train.multi_label, leaked)
 
 
-def _is_file(validation: str | float) -> bool:
+def is_file(validation: str | float) -> bool:
     return isinstance(validation, str) and validation != "auto"
 
 
@@ -113,28 +138,30 @@ def _held_out(address: str | float, train: Dataset, config: DataConfig, labels: 
     return Part(dataset, index, np.ones(len(index), bool))
 
 
-def _without_leaks(index: Index, train: Dataset, held: list[LongArray], duplicates: str) -> tuple[BoolArray, int]:
-    """Which training rows stay, and how many have a text that is held out."""
+def without_leaks(
+    keys: LongArray, rows: npt.NDArray[np.integer[Any]], held: list[LongArray], address: str, duplicates: str
+) -> tuple[BoolArray, int]:
+    """Which training rows stay, and how many have a text that is held out. rows: their lines in the file."""
     if not held:
-        return np.ones(len(index), bool), 0
-    leaks = is_among(index.keys, np.concatenate(held))
+        return np.ones(len(keys), bool), 0
+    leaks = is_among(keys, np.concatenate(held))
     count = int(leaks.sum())
     if not count:
         return ~leaks, 0
-    rows = ", ".join(map(str, index.rows[leaks][:10].tolist())) + (", …" if count > 10 else "")
-    found = f"{train.address}: {count:,} training texts are also in the validation or test data (rows {rows})"
+    first = ", ".join(map(str, rows[leaks][:10].tolist())) + (", …" if count > 10 else "")
+    found = f"{address}: {count:,} training texts are also in the validation or test data (rows {first})"
     if duplicates == "refuse":
         raise DataError(f"{found}; remove them, or let data.duplicates=drop leave them out of training")
     if duplicates == "keep":
         log.warn(f"{found} and are kept: the figures will flatter (data.duplicates=drop leaves them out)")
-        return np.ones(len(index), bool), count
+        return np.ones(len(keys), bool), count
     log.say(f"{found}; they are left out of training")
     return ~leaks, count
 
 
 def _split_off(index: Index, chosen: BoolArray, validation: str | float, seed: int) -> BoolArray:
     rows = int(chosen.sum())
-    count = _auto_rows(rows) if validation == "auto" else round(float(validation) * rows)
+    count = auto_rows(rows) if validation == "auto" else round(float(validation) * rows)
     taken = np.zeros(len(index), bool)
     if validation != 0:
         if rows == len(index):
@@ -144,7 +171,7 @@ def _split_off(index: Index, chosen: BoolArray, validation: str | float, seed: i
     return taken
 
 
-def _auto_rows(rows: int) -> int:
+def auto_rows(rows: int) -> int:
     return min(max(int(AUTO_SHARE * rows), AUTO_FEWEST), AUTO_MOST, rows // 5)
 
 

@@ -24,15 +24,8 @@ class Task(Protocol):
     """Names of what `quick_metrics` returns, and whether more is better."""
 
     @property
-    def outputs(self) -> int:
-        """How many numbers `score` gives for a row."""
-
-    @property
     def main_metric(self) -> str:
         """What `metric: auto` means."""
-
-    def targets(self, labels: Sequence[tuple[str, ...]]) -> npt.NDArray[Any]:
-        """Labels of rows as the array that `loss` takes."""
 
     def loss(self, network: nn.Module, inputs: Mapping[str, Any], targets: Tensor, rows: int | None = None) -> Tensor:
         """The mean loss of a batch, a scalar with a gradient: each row counts the same, whatever the batch.
@@ -41,7 +34,7 @@ class Task(Protocol):
         """
 
     def score(self, network: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-        """What an evaluation keeps of each row of a batch, (B, outputs): logits, or sums that metrics are made of."""
+        """What an evaluation keeps of each row of a batch, (B, any): logits, or sums that metrics are made of."""
 
     def quick_metrics(self, scores: FloatArray, targets: npt.NDArray[Any]) -> dict[str, float]:
         """A few figures for the evaluation inside a run, from `score` and `targets` of all its rows."""
@@ -49,6 +42,13 @@ class Task(Protocol):
 
 class LabelTask(Task, Protocol):
     """A task whose answers are labels with probabilities, which is all that a server of labels needs to know."""
+
+    @property
+    def outputs(self) -> int:
+        """How many logits a row has."""
+
+    def targets(self, labels: Sequence[tuple[str, ...]]) -> npt.NDArray[Any]:
+        """Labels of rows as the array that `loss` takes."""
 
     def probabilities(self, logits: FloatArray) -> FloatArray:
         """Logits (N, outputs) to probabilities of the same shape."""

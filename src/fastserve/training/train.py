@@ -43,7 +43,7 @@ def train_watched(run: TrainingRun, folder: RunFolder) -> None:
         return
     events, board = EventFile(folder.path), TensorBoard(folder.path)
     try:
-        with log.Progress("training", total=settings.total_steps * settings.recipe.batch, unit="texts") as progress:
+        with log.Progress("training", total=settings.recipe.epochs * len(run.train), unit="texts") as progress:
             watchers += [thinned(events, settings), thinned(board, settings), ProgressLine(progress, settings)]
             watch(run.events(), watchers)
         if not run.world.alone:

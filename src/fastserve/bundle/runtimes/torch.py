@@ -70,7 +70,8 @@ class TorchRuntime:
 def build_network(bundle: Bundle) -> nn.Module:
     """The module of `bundle` with its weights, on the processor, in training mode as torch makes it."""
     spec = bundle.manifest.network
-    network = models.build(spec.name, spec.options, NetworkShape(**spec.shape), saved_in=bundle.folder)
+    causal = bundle.manifest.task == "generation"
+    network = models.build(spec.name, spec.options, NetworkShape(**spec.shape), saved_in=bundle.folder, causal=causal)
     weights = {name: torch.from_numpy(array) for name, array in bundle.weights().items()}
     try:
         network.load_state_dict(weights)

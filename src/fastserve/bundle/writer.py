@@ -1,0 +1,97 @@
+"""From a prompt or a conversation to text: the writing pipeline, the network and the plain decoding loop in a row."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from fastserve import device
+from fastserve.bundle.bundle import Bundle
+from fastserve.errors import ConfigError
+from fastserve.types import FloatArray, Message, PlainText, Ragged
+
+if TYPE_CHECKING:
+    from fastserve.generation.sampling import Sampling
+    from fastserve.generation.writing import Piece, Written
+    from fastserve.models.causal import CausalNetwork
+    from fastserve.text.writing_pipeline import WritingPipeline
+
+Prompt = str | Sequence[Message]
+SCORED_TOKENS = 16_384
+"""Most tokens whose likelihood is computed at once."""
+
+
+class Writer:
+    """Writes with a bundle of the task generation. What it needs is read when it is first used.
+
+    place: a device name as torch knows it, or auto.
+    """
+
+    def __init__(self, bundle: Bundle, place: str = "auto") -> None:
+        if bundle.manifest.task != "generation":
+            raise ConfigError(
+                f"{bundle.folder} is a model for {bundle.manifest.task}, which gives labels; only one for generation "
+                "writes: use predict"
+            )
+        self.bundle, self.place = bundle, place
+
+    @functools.cached_property
+    def pipeline(self) -> WritingPipeline:
+        return self.bundle.writing
+
+    @functools.cached_property
+    def network(self) -> CausalNetwork:
+        from fastserve.bundle.runtimes.torch import build_network
+
+        network = build_network(self.bundle).to(device.pick_device(self.place))
+        return cast("CausalNetwork", network.eval().requires_grad_(False))
+
+    def write(self, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> list[Written]:
+        """`sampling.n` texts for each prompt, in order."""
+        from fastserve.generation.reference import generate
+        from fastserve.generation.sampling import Sampling
+
+        ids = [self.pipeline.ask(prompt).tolist() for prompt in prompts]
+        return generate(
+            self.network,
+            ids,
+            sampling or Sampling(),
+            eos=self.pipeline.ends,
+            tokenizer=self.pipeline.tokenizer,
+        )
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Piece]:
+        """Every token when it is chosen."""
+        from fastserve.generation.reference import stream
+
+        ids = self.pipeline.ask(prompt).tolist()
+        return stream(self.network, [ids], sampling, eos=self.pipeline.ends, tokenizer=self.pipeline.tokenizer)
+
+    def likelihoods(self, rows: Ragged) -> FloatArray:
+        """float32 (rows, 2): negative log-likelihood in nats of each row's counted tokens, and their number.
+
+        rows: the encoding "tokens", whose weights say what counts.
+        """
+        import torch
+
+        from fastserve.data.packs import packed_batches
+        from fastserve.models.ragged import RaggedTensor
+        from fastserve.tasks.token_loss import row_scores
+
+        place = next(self.network.head.parameters()).device
+        scores = np.zeros((len(rows), 2), np.float32)
+        with torch.inference_mode():
+            for batch in packed_batches(rows.lengths, SCORED_TOKENS):
+                tokens = RaggedTensor.from_ragged(rows.take(batch)).to(place)
+                scores[batch] = row_scores(self.network, tokens).float().cpu().numpy()
+        return scores
+
+    def nats(self, texts: Sequence[str]) -> FloatArray:
+        """float32 (N,): negative log-likelihood for each token of plain texts, of as much as the network reads."""
+        ids = self.pipeline.encode_texts([PlainText(text) for text in texts])
+        rows = Ragged.from_rows([row[: self.network.longest] for row in ids])
+        scores = self.likelihoods(rows)
+        return np.asarray(scores[:, 0] / np.maximum(scores[:, 1], 1), np.float32)

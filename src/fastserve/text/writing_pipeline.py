@@ -1,0 +1,112 @@
+"""From raw text to a language model's ids and back: a tokenizer, and how prompts, answers and documents are framed.
+
+The same object, saved with the model, frames what is learned and what is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from fastserve.errors import BundleError, ConfigError
+from fastserve.text.chat import ChatTemplate
+from fastserve.text.language_tokenizer import LanguageTokenizer
+from fastserve.types import Completion, Conversation, FloatArray, IntArray, Message, PlainText
+
+Kind = Literal["text", "completion", "conversation"]
+PROMPT_END = "\n"
+"""What parts a prompt from what is written after it, where the prompt does not end with white space itself."""
+_VERSION = 1
+
+
+class WritingPipeline:
+    """kind: what the model was trained on, and so what a bare string means to it: the beginning of a text, a prompt,
+    or what a user says. template: how conversations are written.
+    """
+
+    def __init__(self, tokenizer: LanguageTokenizer, kind: Kind, template: ChatTemplate | None = None) -> None:
+        self.tokenizer, self.kind, self.template = tokenizer, kind, template
+
+    # What is learned
+
+    def encode_texts(self, documents: Sequence[PlainText]) -> Iterator[IntArray]:
+        """Each document's ids with its beginning and end, where it has them: int32 (T,)."""
+        encoded = self.tokenizer.encode([document.text for document in documents])
+        for place, document in enumerate(documents):
+            ids = encoded.values[encoded.offsets[place] : encoded.offsets[place + 1]]
+            yield np.concatenate([self._begin if document.begins else ids[:0], ids, self._end[: int(document.ends)]])
+
+    def encode_answered(self, documents: Sequence[Completion | Conversation]) -> Iterator[tuple[IntArray, FloatArray]]:
+        """Of each document ids, int32 (T,), and how much each counts: 1 in an answer and its end, 0 elsewhere."""
+        completions = [document for document in documents if isinstance(document, Completion)]
+        if len(completions) != len(documents):
+            chats = [document for document in documents if isinstance(document, Conversation)]
+            yield from (self._chat.spans(chat, self.tokenizer) for chat in chats)
+            return
+        prompts = self.tokenizer.encode([ended(document.prompt) for document in completions])
+        answers = self.tokenizer.encode([document.completion for document in completions])
+        for place in range(len(completions)):
+            prompt, answer = (part.between(place, place + 1).values for part in (prompts, answers))
+            weights = np.ones(len(self._begin) + len(prompt) + len(answer) + 1, np.float32)
+            weights[: len(self._begin) + len(prompt)] = 0
+            yield np.concatenate([self._begin, prompt, answer, self._end]), weights
+
+    # What is asked
+
+    def ask(self, prompt: str | Sequence[Message]) -> IntArray:
+        """The ids after which the model writes, int32 (T,): of a string as `kind` says, or of a conversation."""
+        if not isinstance(prompt, str):
+            return self._chat.encode(prompt, self.tokenizer)
+        if self.kind == "conversation":
+            return self._chat.encode([Message("user", prompt)], self.tokenizer)
+        if self.kind == "completion":
+            prompt = ended(prompt)
+        return np.concatenate([self._begin, self.tokenizer.encode([prompt]).values])
+
+    @property
+    def ends(self) -> list[int]:
+        """Ids that end what the model writes."""
+        ends = {self.tokenizer.eos}
+        turn = None if self.template is None else self.template.ends(self.tokenizer)
+        return sorted(ends if turn is None else {*ends, turn})
+
+    @property
+    def _chat(self) -> ChatTemplate:
+        if self.template is None:
+            raise ConfigError(
+                "this model was trained on texts and has no chat template: give a prompt as one string, or a "
+                "text.chat_template in training"
+            )
+        return self.template
+
+    @property
+    def _begin(self) -> IntArray:
+        bos = self.tokenizer.bos
+        return np.array([] if bos is None else [bos], np.int32)
+
+    @property
+    def _end(self) -> IntArray:
+        return np.array([self.tokenizer.eos], np.int32)
+
+    # Saving
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """What the manifest holds; tokenizer and template become files in `folder` that `transformers` reads too."""
+        template = None if self.template is None else self.template.source
+        return {"version": _VERSION, "kind": self.kind, "tokenizer": self.tokenizer.save(folder), "template": template}
+
+    @classmethod
+    def load(cls, folder: Path, state: Mapping[str, Any]) -> WritingPipeline:
+        """What `save` wrote. BundleError where a file or the state is damaged or from a newer FastServe."""
+        if state.get("version") != _VERSION or not isinstance(state.get("tokenizer"), dict):
+            raise BundleError(f"{folder}: the text steps are not of a form that this FastServe reads; train again")
+        template = ChatTemplate(state["template"]) if state["template"] is not None else None
+        return cls(LanguageTokenizer.load(folder, state["tokenizer"]), state["kind"], template)
+
+
+def ended(prompt: str) -> str:
+    """A prompt with what parts it from the answer."""
+    return prompt if prompt[-1:].isspace() else prompt + PROMPT_END

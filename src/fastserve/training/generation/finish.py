@@ -1,0 +1,117 @@
+"""After the last step: judge the kept weights, let them write, and save the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastserve.bundle.bundle import Bundle, save_bundle
+from fastserve.bundle.format import NetworkSpec, ParityRow
+from fastserve.data.shards import Shards
+from fastserve.evaluation.html import report_html
+from fastserve.evaluation.language import Sample, evaluate_language
+from fastserve.generation.reference import generate
+from fastserve.generation.sampling import Sampling
+from fastserve.models.causal import CausalNetwork
+from fastserve.models.network import HasFiles
+from fastserve.models.ragged import RaggedTensor
+from fastserve.tasks.token_loss import row_scores
+from fastserve.training.generation.prepare import Prepared
+from fastserve.training.generation.setup import Setup, batches
+from fastserve.training.loop import TrainingRun
+from fastserve.training.origin import Origin
+from fastserve.training.runs import RunFolder
+from fastserve.training.watchers import EVENTS, read_events
+from fastserve.types import FloatArray, PlainText, Ragged, Report
+
+SAMPLE_TOKENS = 100
+PARITY_ROWS = 4
+PARITY_CHARACTERS = 500
+
+
+def finish(prepared: Prepared, run: TrainingRun, folder: RunFolder, origin: Origin) -> None:
+    """Judge the network on the test rows (or else the validation rows); the leader saves it with its report."""
+    held_out = prepared.test or prepared.validation
+    scores, _ = run.scores(held_out, batches(held_out))
+    weights = run.weights()
+    if run.world.leads and not folder.finished:  # machines that this one was cut off from may have finished the run
+        _save(prepared, folder, origin, scores, weights)
+
+
+def _save(
+    prepared: Prepared, folder: RunFolder, origin: Origin, scores: FloatArray, weights: Mapping[str, Tensor]
+) -> Bundle:
+    setup = Setup(origin.config, prepared)
+    network = setup.network()
+    network.load_state_dict(weights)
+    network.eval()
+    held_out = prepared.test or prepared.validation
+    report = judge(prepared, held_out, scores, network)
+    lineage = origin.lineage()
+    return save_bundle(
+        folder.bundle,
+        task=origin.config.task,
+        labels=(),
+        network=NetworkSpec(name=prepared.network, options=setup.options, shape=setup.shape.to_json()),
+        pipeline=prepared.pipeline,
+        weights=weights,
+        report=report,
+        report_html=report_html(
+            report,
+            title=origin.config.name or "Generation",
+            history=read_events(folder.path / EVENTS),
+            faults=prepared.faults,
+            lineage=lineage.model_dump(mode="json"),
+        ),
+        parity=parity_rows(prepared, held_out, network),
+        lineage=lineage,
+        extra_files=network.files() if isinstance(network, HasFiles) else None,
+    )
+
+
+def judge(prepared: Prepared, held_out: Shards, scores: FloatArray, network: nn.Module) -> Report:
+    """The report on the held-out rows, with samples."""
+    return evaluate_language(
+        scores,
+        held_out.targets[:, :2],
+        texts=texts_of(prepared, held_out),
+        rows=held_out.row_numbers,
+        samples=samples(prepared, cast(CausalNetwork, network)),
+    )
+
+
+def texts_of(prepared: Prepared, rows: Shards) -> list[str]:
+    """What each row says."""
+    decode = prepared.pipeline.tokenizer.decode
+    return [
+        decode(batch.inputs["tokens"].between(place, place + 1).values)
+        for batch in rows.in_order(1024)
+        for place in range(len(batch))
+    ]
+
+
+def samples(prepared: Prepared, network: CausalNetwork, seed: int = 0) -> list[Sample]:
+    """What the network writes after the fixed prompts."""
+    pipeline = prepared.pipeline
+    most = min(SAMPLE_TOKENS, network.longest // 2)
+    ids = [pipeline.ask(prompt)[-most:].tolist() for prompt in prepared.prompts]
+    if not ids:
+        return []
+    sampling = Sampling(max_tokens=most, temperature=0.8, top_p=0.95, seed=seed)
+    written = generate(network, ids, sampling, eos=pipeline.ends, tokenizer=pipeline.tokenizer)
+    return [Sample(prompt, one.text, one.finish_reason) for prompt, one in zip(prepared.prompts, written, strict=True)]
+
+
+def parity_rows(prepared: Prepared, held_out: Shards, network: nn.Module) -> list[ParityRow]:
+    """A few texts with the nats for each token that this network gives them, for whoever loads it to compare."""
+    texts = [text[:PARITY_CHARACTERS] for text in texts_of(prepared, held_out)[:PARITY_ROWS] if text.strip()]
+    rows = Ragged.from_rows(list(prepared.pipeline.encode_texts([PlainText(text) for text in texts])))
+    rows = Ragged.from_rows([rows.between(i, i + 1).values[: prepared.context] for i in range(len(rows))])
+    with torch.inference_mode():
+        scores = row_scores(cast(CausalNetwork, network), RaggedTensor.from_ragged(rows)).numpy()
+    nats = scores[:, 0] / np.maximum(scores[:, 1], 1)
+    return [ParityRow(text=text, scores=(float(value),)) for text, value in zip(texts, nats, strict=True)]
