@@ -123,6 +123,10 @@ class ModelConfig(Section):
         "auto", description="auto, bag, mlp, textcnn, lstm, transformer, a local Hugging Face folder, or module:Class"
     )
     options: dict[str, Any] = Field(default_factory=dict)
+    start: str | None = Field(
+        None,
+        description="a model of one's own to go on from (name, name@3, name@alias or folder): its text steps, network and weights",
+    )
     embeddings: str | None = Field(
         None,
         description="pretrained word vectors (text format of word2vec/GloVe/fastText, also .gz) for the classic networks",
