@@ -171,7 +171,7 @@ def test_log_probabilities_are_the_models_own() -> None:
 def test_draws_follow_the_distribution() -> None:
     logits = torch.tensor([[1.0, 0.0, -1.0, 2.0]])
     asked = row(temperature=0.7, top_k=3, seed=11)
-    counts = Counter(choose(logits, [asked]).ids.item() for _ in range(4000))
+    counts = Counter(choose(logits.expand(4000, 4), [asked] * 4000).ids.tolist())
     expected = distribution(logits, [asked.sampling])[0]
     assert counts[2] == 0
     for token in range(4):
