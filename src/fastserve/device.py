@@ -80,6 +80,47 @@ def _cgroup_cores() -> float | None:
         return None
 
 
+def free_memory(place: torch.device) -> int | None:
+    """Bytes that this process can still take on a device: what is free, and what torch keeps for itself there.
+
+    On the processor what the system can give without swapping, further limited by the control group; None where it
+    does not say.
+    """
+    if place.type == "cuda":
+        import torch
+
+        kept = torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
+        return torch.cuda.mem_get_info(place)[0] + kept
+    if place.type != "cpu":
+        return None
+    amounts = [amount for amount in (_available(), _cgroup_memory()) if amount is not None]
+    return min(amounts, default=None)
+
+
+def _available() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
+
+
+def _cgroup_memory() -> int | None:
+    """What the control group (of either version) leaves; it gives up files in memory when something else needs it."""
+    root = Path("/sys/fs/cgroup")
+    names = (root / "memory.max", root / "memory.current")
+    older = (root / "memory" / "memory.limit_in_bytes", root / "memory" / "memory.usage_in_bytes")
+    limit, used = names if names[0].exists() else older
+    try:
+        most, now = limit.read_text("ascii").strip(), int(used.read_text("ascii"))
+        lines = (limit.parent / "memory.stat").read_text("ascii").splitlines()
+    except (OSError, ValueError):
+        return None
+    given_up = next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+    return None if most == "max" else max(0, int(most) - now + given_up)
+
+
 @functools.cache
 def processor_flags() -> frozenset[str]:
     """Instruction sets of the processor as Linux names them (`avx512_bf16`, `amx_bf16`); empty where unknown."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -47,6 +48,8 @@ class Ddp(Averaging):
         self._waited = 0.0
         """Of those, what the steps before have waited."""
         self._steps = 0
+        self._placed: DistributedDataParallel | None = None
+        self._learned = False
 
     def place(self, module: nn.Module, tables: Named) -> nn.Module:
         start_alike((*module.parameters(), *module.buffers()), self.world)
@@ -67,7 +70,13 @@ class Ddp(Averaging):
             bucket_cap_mb=self.options.bucket_megabytes,
         )
         self._compress(placed)
+        self._placed = placed
         return placed
+
+    def holding(self) -> AbstractContextManager[None]:
+        """Gradients stay on the worker; but not in the first pass of all, from which torch learns the graph."""
+        learned, self._learned = self._learned or self._steps > 0, True
+        return self._placed.no_sync() if learned and self._placed is not None else nullcontext()
 
     def _compress(self, placed: DistributedDataParallel) -> None:
         if self.options.compression == "bf16":

@@ -63,6 +63,11 @@ class Shelf:
         if place.exists():
             shutil.rmtree(place)
 
+    def drop(self, step: int) -> None:
+        """Remove a checkpoint."""
+        with files.disk_errors(f"removing {self.place(step)}"):
+            shutil.rmtree(self.place(step))
+
     def _drop_others(self, step: int) -> None:
         """Keep the newest ones up to `step`. Later steps are of a past that was given up as damaged."""
         kept = [other for other in self.steps() if other <= step][:KEPT]

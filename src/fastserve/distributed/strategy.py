@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -53,6 +54,10 @@ class Strategy(Protocol):
 
     def rows(self, part: Part) -> int:
         """Rows of the step that the worker's gradient is part of (`Task.loss`)."""
+        ...
+
+    def holding(self) -> AbstractContextManager[None]:
+        """While entered, both passes of a part of a step that is not the last: what can wait for that one does."""
         ...
 
     def reduce(self, tables: Iterable[nn.Parameter]) -> None:
@@ -110,6 +115,9 @@ class Alone:
 
     def rows(self, part: Part) -> int:
         return part.whole
+
+    def holding(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def reduce(self, tables: Iterable[nn.Parameter]) -> None:
         return

@@ -176,6 +176,17 @@ class World:
         dist.broadcast(text, 0)
         return json.loads(bytes(text.numpy()))
 
+    @_named("most")
+    def most(self, values: Sequence[float]) -> list[float]:
+        """Of each value the largest that a worker has, on every worker."""
+        if self.alone:
+            return list(values)
+        import torch.distributed as dist
+
+        found = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return cast(list[float], found.tolist())
+
     def after_leader(self, work: Callable[[], None]) -> None:
         """Let the leader do what all others then find done (a file, say)."""
         if self.leads:

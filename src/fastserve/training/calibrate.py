@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 
 from fastserve.distributed.cost import Work
 from fastserve.distributed.fsdp import blocks
+from fastserve.training.activations import watching
+from fastserve.training.groups import use_sparse_gradients
 from fastserve.training.loop import TrainingRun
-from fastserve.training.optimizers import use_sparse_gradients
 from fastserve.types import LongArray
 
 TIMES = 7
@@ -34,14 +34,14 @@ def measure(run: TrainingRun) -> Work:
     named = dict(run.network.named_parameters())
     dense = [p for name, p in named.items() if name not in tables and p.requires_grad]
     gathered = [_bytes(p for p in block.parameters() if p.requires_grad) for block in blocks(run.network)]
-    copies = 2 if run.average is None else 3  # the best weights, their average
+    copies = 2 if run.average.weights is None else 3  # the best weights, their average
     return Work(
         rows=batch,
         fixed=max(float(fixed), 0.0),
         per_row=max(float(per_row), 1e-9),
         dense=_bytes(dense),
         table_row=_travelling(run, plan[0], [named[name] for name in tables]) / batch,
-        dense_state=_bytes(dense) * (copies + 1) + _optimizer_bytes(run, dense),
+        dense_state=_bytes(dense) * (copies + 1) + _optimizer_bytes(run),
         tables=_bytes(named[name] for name in tables),
         largest=max(gathered, default=_bytes(dense)),
         activations=_activations(run, plan[0]) / batch,
@@ -64,11 +64,11 @@ def _bytes(parameters: Iterable[nn.Parameter]) -> int:
     return sum(p.numel() * p.element_size() for p in parameters)
 
 
-def _optimizer_bytes(run: TrainingRun, dense: list[nn.Parameter]) -> int:
+def _optimizer_bytes(run: TrainingRun) -> int:
     """Of the state that optimizers keep of dense parameters."""
-    states: list[Any] = [part.optimizer.state for part in run.optimizers.parts]
-    kept = [state[p] for state in states for p in dense if p in state]
-    return sum(v.numel() * v.element_size() for state in kept for v in state.values() if isinstance(v, Tensor))
+    kept = [part.optimizer.state_dict()["state"] for part in run.optimizers.parts if not part.tables]
+    each = [state for states in kept for state in states.values()]
+    return sum(v.numel() * v.element_size() for state in each for v in state.values() if isinstance(v, Tensor))
 
 
 def _travelling(run: TrainingRun, rows: LongArray, tables: list[nn.Parameter]) -> float:
@@ -82,22 +82,14 @@ def _travelling(run: TrainingRun, rows: LongArray, tables: list[nn.Parameter]) -
 
 
 def _gradients(run: TrainingRun, rows: LongArray) -> None:
-    inputs, targets = run._to_device(run.train.batch(rows))
+    inputs, targets = run.computing.to_device(run.train.batch(rows))
     run.objective(inputs, targets, len(rows)).backward()
 
 
 def _activations(run: TrainingRun, rows: LongArray) -> float:
     """Bytes that the forward pass keeps for the backward pass."""
-    sizes: dict[int, int] = {}
-
-    def see(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter) and not tensor.is_sparse:
-            storage = tensor.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+    with watching() as kept:
         _gradients(run, rows)
     for parameter in run.network.parameters():
         parameter.grad = None
-    return float(sum(sizes.values()))
+    return float(kept.bytes)

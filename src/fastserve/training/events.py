@@ -58,6 +58,28 @@ class RateReduced(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped(Event):
+    """A step of which no update was made: its batch, of `rows` texts, had broken the run."""
+
+    kind: ClassVar[str] = "skipped"
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class WentBack(Event):
+    """The run had diverged, so it has the state of `step` again. reason: what was wrong, in a sentence.
+
+    broken: the step that was; skipped: whether that one is left out; factor: of the learning rate from here on.
+    """
+
+    kind: ClassVar[str] = "went_back"
+    reason: str
+    broken: int
+    skipped: bool
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpointed(Event):
     """The state of this step is kept: once it is written, a killed run resumes at it."""
 

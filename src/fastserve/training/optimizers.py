@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastserve.models.network import HasParameterGroups, HasSparseGradients
+from fastserve.errors import TrainingError
+from fastserve.training.groups import groups_of, use_sparse_gradients
+from fastserve.training.muon import Muon, whole
 from fastserve.training.row_optimizers import PlainDescent, RowAdam, RowOptimizer, add_rows
 from fastserve.types import ParameterGroup, Recipe
 
 Groups = list[dict[str, Any]]
 Reduce = Callable[[Iterable[nn.Parameter]], None]
 """Makes the row-sparse gradients of tables those of all workers."""
-Maker = Callable[[Groups], torch.optim.Optimizer | RowOptimizer]
+Maker = Callable[[Groups, Recipe], torch.optim.Optimizer | RowOptimizer]
 
 DENSE: Mapping[str, Maker] = {
-    "adamw": lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-8, fused=True),
-    "adagrad": torch.optim.Adagrad,
-    "sgd": PlainDescent,
+    "adamw": lambda groups, recipe: torch.optim.AdamW(groups, betas=recipe.betas, eps=recipe.eps, fused=True),
+    "muon": lambda groups, recipe: Muon(groups),
+    "adagrad": lambda groups, recipe: torch.optim.Adagrad(groups),
+    "sgd": lambda groups, recipe: PlainDescent(groups),
 }
 SPARSE: Mapping[str, Maker] = {
-    "adamw": RowAdam,
-    "adagrad": torch.optim.Adagrad,
-    "sgd": PlainDescent,
+    "adamw": lambda groups, recipe: RowAdam(groups),
+    "adagrad": lambda groups, recipe: torch.optim.Adagrad(groups),
+    "sgd": lambda groups, recipe: PlainDescent(groups),
 }
 
 
@@ -82,10 +85,14 @@ class Optimizers:
             {"params": vectors, "lr": rate, "full_rate": rate, "weight_decay": 0.0},
         ]
         dense = [part for part in dense if part["params"]]
+        if group.optimizer == "muon" and (vectors or big or any(matrix.dim() > 2 for matrix in matrices)):
+            raise TrainingError(
+                f"muon is for matrices alone: {', '.join(members)} are not all dense and of dimension 2"
+            )
         if dense:
-            self.parts.append(Part(DENSE[group.optimizer](dense), tuple(waiting), group.accumulate))
+            self.parts.append(Part(DENSE[group.optimizer](dense, self.recipe), tuple(waiting), group.accumulate))
         if by_rows:
-            optimizer = SPARSE[group.optimizer]([{"params": by_rows, "lr": rate, "full_rate": rate}])
+            optimizer = SPARSE[group.optimizer]([{"params": by_rows, "lr": rate, "full_rate": rate}], self.recipe)
             self.parts.append(Part(optimizer, tuple(by_rows)))
 
     @property
@@ -93,14 +100,26 @@ class Optimizers:
         """Whether no part waits for more gradients, so that the state is whole."""
         return all(self.steps % part.accumulate == 0 for part in self.parts)
 
+    def clip(self) -> Tensor | None:
+        """Make the gradient of dense parameters no longer than the recipe says; its norm before, if there is one."""
+        gradients = [parameter.grad for parameter in self.dense if parameter.grad is not None]
+        if not gradients:
+            return None
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        if self.recipe.gradient_clip:
+            nn.utils.clip_grads_with_norm_(self.dense, self.recipe.gradient_clip, norm, foreach=True)
+        return whole(norm)
+
     def step(self, rate: float) -> None:
         """One step of every part whose turn it is, with `rate` times its full learning rate."""
-        if self.recipe.gradient_clip and self.dense:
-            nn.utils.clip_grad_norm_(self.dense, self.recipe.gradient_clip, foreach=True)
         self.steps += 1
         for part in self.parts:
             if self.steps % part.accumulate == 0:
                 part.step(rate, self.reduce)
+
+    def forget_gradients(self) -> None:
+        for part in self.parts:
+            part.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Any]:
         return {"steps": self.steps, "parts": [part.optimizer.state_dict() for part in self.parts]}
@@ -119,25 +138,3 @@ def _dense_mean(parameter: nn.Parameter, steps: int) -> Tensor | None:
     dense = torch.zeros_like(parameter)
     add_rows(dense, gradient._indices()[0], gradient._values(), alpha=1 / steps)
     return dense
-
-
-def groups_of(network: nn.Module, recipe: Recipe, names: Iterable[str]) -> Iterator[ParameterGroup]:
-    """The groups that the network asks for, and the rest of its parameters as the recipe says."""
-    left = dict.fromkeys(names)
-    if isinstance(network, HasParameterGroups):
-        for group in network.parameter_groups():
-            kept = tuple(name for name in group.parameters if name in left)
-            for name in kept:
-                del left[name]
-            if kept:
-                yield replace(group, parameters=kept)
-    if left:
-        yield ParameterGroup(tuple(left), optimizer=recipe.optimizer, weight_decay=recipe.weight_decay)
-
-
-def use_sparse_gradients(network: nn.Module) -> set[str]:
-    """Names of the network's big tables, which from now on give row-sparse gradients."""
-    if not isinstance(network, HasSparseGradients):
-        return set()
-    network.sparse_gradients = True
-    return set(network.sparse_parameters())

@@ -81,6 +81,13 @@ def add_rows(table: Tensor, rows: Tensor, values: Tensor, *, alpha: float) -> No
     table.view(-1).index_add_(0, places, values.flatten(), alpha=alpha)
 
 
+def add_up(tables: Iterable[nn.Parameter]) -> None:
+    """Let the rows of each row-sparse gradient be distinct again, after it was summed from several."""
+    for table in tables:
+        if table.grad is not None and table.grad.is_sparse:
+            table.grad = table.grad.coalesce()
+
+
 class RowAdam(RowOptimizer):
     """Adam whose moments move only where a row was touched ("lazy" Adam), as in torch's SparseAdam.
 

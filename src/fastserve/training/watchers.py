@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fastserve.files import write_bytes
-from fastserve.log import Progress, say
-from fastserve.training.events import Evaluated, Event, Finished, RateReduced, Resumed, Stepped
+from fastserve.log import Progress, say, warn
+from fastserve.training.events import Evaluated, Event, Finished, RateReduced, Resumed, Skipped, Stepped, WentBack
 from fastserve.training.settings import Settings
 
 Watcher = Callable[[Event], None]
@@ -52,7 +52,7 @@ class EventFile:
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Resumed):
+        if isinstance(event, Resumed | WentBack):
             self._forget_after(event.step)
         self.file.write(json.dumps({"time": round(time.time(), 3), **event.to_json()}) + "\n")
         if not isinstance(event, Stepped):
@@ -113,6 +113,12 @@ class ProgressLine:
         elif isinstance(event, Resumed):
             self.progress.done = event.step * self.settings.recipe.batch
             say(f"resumed at step {event.step} of {self.settings.total_steps}")
+        elif isinstance(event, WentBack):
+            self.progress.done = event.step * self.settings.recipe.batch
+            done = "that batch is left out" if event.skipped else f"the learning rate is times {event.factor:g}"
+            warn(f"{event.reason}: the run goes back to step {event.step}, and from there on {done}")
+        elif isinstance(event, Skipped):
+            self.progress.advance(event.rows)
         elif isinstance(event, Evaluated):
             figures = ", ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
             best = " (best so far)" if event.best and self.settings.recipe.keep == "best" else ""
