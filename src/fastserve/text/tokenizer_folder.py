@@ -93,7 +93,8 @@ def read_settings(folder: Path, source: str) -> dict[str, Any]:
     """tokenizer_config.json with the chat template and the special tokens, wherever the folder says them."""
     settings = _read_json(folder / SETTINGS)
     for name, token in _read_json(folder / _MAP).items():
-        settings.setdefault(name, token)
+        if settings.get(name) is None:
+            settings[name] = token
     for name in [name for name in settings if name.endswith("_token")]:
         settings[name] = _content(settings[name])
     for role in ("eos", "bos"):
