@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--inner-steps", type=int, default=50)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("words", nargs="*", metavar="KEY.PATH=VALUE")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     found: dict[str, list[Found]] = {strategy: [] for strategy in STRATEGIES}
     for seed in range(options.seeds):
         for strategy in STRATEGIES:

@@ -85,7 +85,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--link", type=float, help="Mbit/s between hosts; without it all workers are on this machine")
     parser.add_argument("--latency", type=float, default=20.0, help="ms between hosts, one way")
     parser.add_argument("words", nargs="*", metavar="KEY.PATH=VALUE")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def settings(case: Case, options: argparse.Namespace) -> list[str]:
