@@ -17,9 +17,10 @@ from fastserve.config import TrainConfig
 from fastserve.errors import ConfigError, TrainingError
 from fastserve.models.ragged import RaggedTensor
 from fastserve.tasks.classification import Classification
-from fastserve.training.events import Checkpointed, Evaluated, Event, Finished, RateReduced, Resumed, Stepped
+from fastserve.training.events import Checkpointed, Evaluated, Event, Finished, RateReduced, Resumed, Stepped, WentBack
 from fastserve.training.loop import TrainingRun
 from fastserve.training.optimizers import Optimizers
+from fastserve.training.plans import some
 from fastserve.training.settings import Settings, settle
 from fastserve.types import Batch, LongArray, ParameterGroup, Ragged, Recipe
 
@@ -196,6 +197,60 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path: Path) -> None:
     run = make(tmp_path, recipe=replace(RECIPE, learning_rate=1e30, gradient_clip=0.0, warmup=0.0))
     with pytest.raises(TrainingError, match=r"lower train\.learning_rate"):
         list(run.events())
+
+
+def test_a_rate_that_is_too_high_is_lowered_until_the_run_learns(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, optimizer="sgd", learning_rate=1e37, gradient_clip=0.0, warmup=0.0, schedule="constant")
+    with pytest.raises(TrainingError, match="lowering the rate did not help"):
+        list(make(tmp_path / "hopeless", recipe=recipe).events())
+    run = make(tmp_path / "high", recipe=replace(recipe, learning_rate=800.0, spike=20.0, epochs=12, early_stopping=0))
+    events = list(run.events())
+    back = of_kind(events, WentBack)
+    assert back
+    assert of_kind(events, Stepped)[-1].learning_rate == pytest.approx(800.0 * back[-1].factor)
+    assert all(value.isfinite().all() for value in run.network.state_dict().values())
+
+
+@pytest.mark.parametrize("what", ["skip_batch", "lower_rate"])
+def test_what_was_decided_is_remembered_by_a_resumed_run(tmp_path: Path, what: str) -> None:
+    def broken(folder: Path) -> TrainingRun:
+        run = make(folder, recipe=replace(RECIPE, epochs=3), on_divergence=what)
+        plain = run.computing.gradients
+
+        def gradients(batch: Batch, pieces: object) -> float:
+            value = plain(batch, pieces)
+            at, factor = run.progress.step, run.recovery.decisions.factor
+            return float("nan") if at == 11 and factor == 1.0 else value
+
+        run.computing.gradients = gradients
+        return run
+
+    whole = broken(tmp_path / "whole")
+    expected = list(whole.events())
+    assert len(of_kind(expected, WentBack)) == 1
+    cut = broken(tmp_path / "cut").events()
+    while not isinstance(next(cut), WentBack):
+        pass
+    cut.close()
+    resumed = broken(tmp_path / "cut")
+    events = list(resumed.events())
+    assert not of_kind(events, WentBack)
+    assert events[-1] == expected[-1]
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(resumed.network.state_dict()[name], value), name
+
+
+def test_a_few_steps_may_be_all(tmp_path: Path) -> None:
+    events = list(make(tmp_path, max_steps=11).events())
+    assert events[-1].reason == "train.max_steps done"
+    assert [event.step for event in of_kind(events, Evaluated)] == [8, 11]
+
+
+def test_fewer_validation_rows_for_evaluations_inside_the_run(tmp_path: Path) -> None:
+    batches = [np.arange(start, start + 6) for start in range(0, 60, 6)]
+    assert [int(chosen[0]) for chosen in some(batches, 20)] == [0, 24, 54]
+    assert some(batches, None) is batches
+    assert len(some(batches, 1)) == 1
 
 
 def test_checkpoints_are_few_and_timed(tmp_path: Path) -> None:
