@@ -17,7 +17,7 @@ from fastserve.types import Message, Prediction, Report
 
 if TYPE_CHECKING:
     from fastserve.bundle.writer import Prompt, Writer
-    from fastserve.evaluation import Comparison
+    from fastserve.evaluation import Comparison, LanguageComparison
     from fastserve.generation.sampling import Sampling
     from fastserve.generation.writing import Written
     from fastserve.training.plan import Plan
@@ -87,11 +87,20 @@ class Model:
             return corpus.evaluate_corpus(self.writer, str(data), DataConfig(**columns), out=_path(out))
         return model.evaluate_file(self.predictor, str(data), DataConfig(**columns), out=_path(out)).report
 
-    def compare(self, other: Model, data: str | Path, *, out: str | Path | None = None, **columns: Any) -> Comparison:
+    def compare(
+        self, other: Model, data: str | Path, *, out: str | Path | None = None, **columns: Any
+    ) -> Comparison | LanguageComparison:
         """Which of two models is better on the same rows, and whether that could be chance."""
-        from fastserve.evaluation import model
+        from fastserve.evaluation import corpus, model
 
         names = (self.reference, other.reference)
+        if self.writes != other.writes:
+            raise ConfigError(
+                f"of {names[0]} and {names[1]} one writes texts and the other gives labels: no comparison"
+            )
+        if self.writes:
+            writers = (self.writer, other.writer)
+            return corpus.compare_on_corpus(writers, names, str(data), DataConfig(**columns), out=_path(out))
         pair = (self.predictor, other.predictor)
         return model.compare_on_file(pair, names, str(data), DataConfig(**columns), out=_path(out))
 
