@@ -85,6 +85,7 @@ TASKS = NameTable(
     {
         "classification": "fastserve.tasks.classification:Classification",
         "generation": "fastserve.tasks.generation:Generation",
+        "masked": "fastserve.tasks.masked:Masked",
     },
 )
 
@@ -94,6 +95,7 @@ COURSES = NameTable(
     {
         "classification": "fastserve.training.classification.course:ClassificationCourse",
         "generation": "fastserve.training.generation.course:GenerationCourse",
+        "masked": "fastserve.training.masked.course:MaskedCourse",
     },
 )
 """What a task does before and after the training loop; the names are those of tasks."""

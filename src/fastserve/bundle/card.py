@@ -93,6 +93,12 @@ def _figure(value: Any) -> str:
 
 
 def _limits(manifest: Manifest) -> str:
+    if manifest.task == "masked":
+        return (
+            "## Intended use and limits\n\n"
+            "Gives no answers itself: a classifier for texts like those it has read begins with its weights and needs "
+            "fewer labelled rows. What its texts take for granted, a classifier that begins here may take over."
+        )
     if not manifest.labels:
         return (
             "## Intended use and limits\n\n"
@@ -113,6 +119,9 @@ def _usage(manifest: Manifest) -> str:
     name = _name(manifest)
     text = manifest.parity[0].text if manifest.parity else "your text"
     shown = " ".join(text.split())[:60].replace("`", "").replace("'", "").replace('"', "").replace("\\", "")
+    if manifest.task == "masked":
+        start = f"fastserve train --data LABELLED.tsv --task classification model.start={name}"
+        return f"## How to use it\n\n```sh\n{start}\n```"
     if not manifest.labels:
         return _writing_usage(name, shown)
     body = json.dumps({"instances": [shown]}, ensure_ascii=False)

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastserve.bundle.bundle import Bundle
 from fastserve.bundle.runtimes.base import Runtime, choose_runtime
+from fastserve.errors import ConfigError
 from fastserve.plugins import TASKS
 from fastserve.tasks.base import LabelTask
 from fastserve.types import Encoded, FloatArray, Prediction
@@ -25,9 +26,15 @@ class Predictor:
     """Answers with a bundle. What it needs is read when it is first used; `warm` does so at once.
 
     runtime: a name of `plugins.RUNTIMES`, or auto. threads: cores for one call; None leaves it to the runtime.
+    ConfigError for a bundle that gives no labels.
     """
 
     def __init__(self, bundle: Bundle, runtime: str = "auto", threads: int | None = None) -> None:
+        if bundle.manifest.task == "masked":
+            raise ConfigError(
+                f"{bundle.folder} gives no labels: it has learned from texts alone. Train a classifier that begins "
+                "with it: fastserve train --data LABELLED --task classification model.start=MODEL"
+            )
         self.bundle = bundle
         self.runtime_name = runtime
         self.threads = threads

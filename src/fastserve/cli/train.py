@@ -14,7 +14,7 @@ from fastserve.errors import ConfigError, UserError
 @click.argument("words", nargs=-1, metavar="[CONFIG.yaml] [KEY.PATH=VALUE]...")
 @click.option("--data", "data", help="Training file, instead of data.train.")
 @click.option("--test", "test", help="File for the final report, instead of data.test.")
-@click.option("--task", help="classification or generation")
+@click.option("--task", help="classification, generation or masked")
 @click.option("--network", help="auto, bag, mlp, textcnn, lstm, transformer, a local Hugging Face folder, module:Class")
 @click.option("--name", help="Publish the model under this name.")
 @click.option("--workers", type=int, help="Processes on this machine, instead of distributed.workers.")

@@ -32,15 +32,14 @@ def report_html(
     lineage: Mapping[str, Any] | None = None,
     earlier: str | None = None,
 ) -> str:
-    """The page for a report of `evaluate_classification` or `evaluate_language`.
+    """The page for a report of `evaluate_classification`, `evaluate_language` or `evaluate_masked`.
 
     history: a run's events as JSON, of which those with `loss`, `learning_rate` or `metrics` (and `step`) are drawn,
     and `samples` shown; faults: what was found wrong in the data; lineage: how the model was made. Both are shown as
     they are. earlier: the page of the model that this one was made from, for what it says about training and data.
     """
     history = history or []
-    shown = _language(report, history) if report.task == "generation" else _labels(report)
-    template = "language.html.j2" if report.task == "generation" else "report.html.j2"
+    template, shown = _page(report, history)
     return (
         _environment()
         .get_template(template)
@@ -56,6 +55,13 @@ def report_html(
             **shown,
         )
     )
+
+
+def _page(report: Report, history: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+    """The template for a report, and what it shows that others do not."""
+    if report.task == "generation":
+        return "language.html.j2", _language(report, history)
+    return ("masked.html.j2", {}) if report.task == "masked" else ("report.html.j2", _labels(report))
 
 
 def _labels(report: Report) -> dict[str, Any]:

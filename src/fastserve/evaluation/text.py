@@ -19,16 +19,23 @@ _LABEL_WIDTH = 32
 
 
 def report_text(report: Report) -> str:
-    """For a report of `evaluate_classification` or `evaluate_language`.
+    """For a report of `evaluate_classification`, `evaluate_language` or `evaluate_masked`.
 
     A summary, the headline figures with intervals, figures by label, the weakest slices, samples, and notes.
     """
-    blocks = _language_blocks(report) if report.task == "generation" else _label_blocks(report)
+    blocks = {"generation": _language_blocks, "masked": _masked_blocks}.get(report.task, _label_blocks)(report)
     return _joined([*blocks, [f"Note: {note}" for note in report.details["notes"]]])
 
 
 def _label_blocks(report: Report) -> list[list[str]]:
     return [sentences(report), list(_headlines(report)), list(_labels(report)), list(_slices(report))]
+
+
+def _masked_blocks(report: Report) -> list[list[str]]:
+    return [
+        [f"{report.details['tokens']:,} hidden tokens of {report.rows:,} texts are to be said."],
+        list(_headlines(report)),
+    ]
 
 
 def _language_blocks(report: Report) -> list[list[str]]:

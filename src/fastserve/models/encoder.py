@@ -117,30 +117,24 @@ def random_vectors(rows: int, dim: int) -> Tensor:
     return torch.randn(rows, dim) / math.sqrt(dim)
 
 
-class TransformerEncoder(nn.Module):
-    """Token embedding and sinusoidal positions, blocks, norm, pooling, linear layer."""
+class EncoderBody(nn.Module):
+    """Token embedding and sinusoidal positions, blocks, norm: what gives each token a vector.
 
-    encodings: ClassVar[tuple[str, ...]] = BUILTIN["transformer"].encodings
-    preferences: ClassVar[TextPreferences] = BUILTIN["transformer"].preferences
-    Options: ClassVar[type[Section]] = EncoderOptions
+    vocabulary: how many ids there are. With pooling "cls" the table has one more row, that of the first token.
+    """
 
-    def __init__(self, options: EncoderOptions, shape: NetworkShape) -> None:
+    def __init__(self, options: EncoderOptions, vocabulary: int) -> None:
         super().__init__()
         self.options = options
         self.sparse_gradients = False
-        self.first_token = shape.vocabulary["tokens"]
+        self.first_token = vocabulary
         extra = 1 if options.pooling == "cls" else 0
         self.embedding = nn.Parameter(random_vectors(self.first_token + extra, options.dim))
         self.blocks = nn.ModuleList(Block(options) for _ in range(options.layers))
         self.norm = nn.LayerNorm(options.dim)
-        self.output = nn.Linear(options.dim, shape.outputs)
         for block in self.blocks:  # so that the sum over all branches keeps its size (Radford et al. 2019)
             for name in ("attention_output", "outer"):
                 block.get_parameter(f"{name}.weight").data.div_(self._branches())
-
-    @classmethod
-    def recipe(cls, rows: int, outputs: int) -> Recipe:
-        return Recipe(epochs=5, batch=64, learning_rate=1e-3, warmup=0.1, bf16=True)
 
     def _branches(self) -> float:
         """What the last weights of a branch are divided by."""
@@ -156,6 +150,38 @@ class TransformerEncoder(nn.Module):
                     fresh.weight.data.div_(self._branches())
                 yield from ((f"{place}.{name}", value.detach()) for name, value in fresh.named_parameters())
 
+    def vectors(self, tokens: RaggedTensor, layout: Layout) -> Tensor:
+        """A vector for each token, after the last norm: (N, D)."""
+        mask = layout.attention_mask()
+        hidden = self._embedded(tokens, layout)
+        for block in self.blocks:
+            hidden = block(hidden, layout, mask)
+        normalized: Tensor = self.norm(hidden)
+        return normalized
+
+    def _embedded(self, tokens: RaggedTensor, layout: Layout) -> Tensor:
+        """(N, D)"""
+        groups = group(tokens.values)
+        distinct = lookup(self.embedding, groups.unique, sparse=self.sparse_gradients)
+        scaled = functional.embedding(groups.places, distinct) * math.sqrt(self.options.dim)
+        return scaled + sinusoids(layout.longest, self.options.dim, scaled)[layout.positions]
+
+
+class TransformerEncoder(EncoderBody):
+    """The body, pooling, linear layer."""
+
+    encodings: ClassVar[tuple[str, ...]] = BUILTIN["transformer"].encodings
+    preferences: ClassVar[TextPreferences] = BUILTIN["transformer"].preferences
+    Options: ClassVar[type[Section]] = EncoderOptions
+
+    def __init__(self, options: EncoderOptions, shape: NetworkShape) -> None:
+        super().__init__(options, shape.vocabulary["tokens"])
+        self.output = nn.Linear(options.dim, shape.outputs)
+
+    @classmethod
+    def recipe(cls, rows: int, outputs: int) -> Recipe:
+        return Recipe(epochs=5, batch=64, learning_rate=1e-3, warmup=0.1, bf16=True)
+
     def sparse_parameters(self) -> list[str]:
         return ["embedding"]
 
@@ -167,21 +193,10 @@ class TransformerEncoder(nn.Module):
         if self.options.pooling == "cls":
             tokens = with_first(tokens, self.first_token)
         layout = Layout(tokens)
-        mask = layout.attention_mask()
-        hidden = self._embedded(tokens, layout)
-        for block in self.blocks:
-            hidden = block(hidden, layout, mask)
-        hidden = self.norm(hidden)
+        hidden = self.vectors(tokens, layout)
         pooled = layout.mean(hidden) if self.options.pooling == "mean" else hidden[tokens.offsets[:-1]]
         logits: Tensor = self.output(functional.dropout(pooled, self.options.dropout, self.training))
         return logits
-
-    def _embedded(self, tokens: RaggedTensor, layout: Layout) -> Tensor:
-        """(N, D)"""
-        groups = group(tokens.values)
-        distinct = lookup(self.embedding, groups.unique, sparse=self.sparse_gradients)
-        scaled = functional.embedding(groups.places, distinct) * math.sqrt(self.options.dim)
-        return scaled + sinusoids(layout.longest, self.options.dim, scaled)[layout.positions]
 
 
 def with_first(tokens: RaggedTensor, first: int) -> RaggedTensor:
