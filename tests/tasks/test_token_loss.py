@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastserve.models import NetworkShape, RaggedTensor
+from fastserve.models.attention import PackedCausal
 from fastserve.models.decoder import Decoder, DecoderOptions
 from fastserve.tasks.token_loss import NextTokens, plain_token_loss, row_scores, token_loss
 
@@ -34,13 +35,13 @@ def tokens(weights: Tensor | None = None) -> RaggedTensor:
 
 
 @pytest.mark.parametrize("head", [nn.Linear(6, 11, bias=False), Capped()])
-@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+@pytest.mark.parametrize("z_loss", [0.0, 0.5])
 def test_value_and_gradients_are_those_of_the_formula(head: nn.Module, z_loss: float) -> None:
     head = head.double()
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(10, 6, generator=generator, dtype=torch.float64)
     targets = torch.randint(11, (10,), generator=generator)
-    weights = torch.rand(10, generator=generator)
+    weights = torch.randn(10, generator=generator)  # negative ones too, as in preferences
     found = []
     for loss in (plain_token_loss, lambda *parts, **options: token_loss(*parts, **options, chunk=4)):
         head.zero_grad()
@@ -54,6 +55,33 @@ def test_value_and_gradients_are_those_of_the_formula(head: nn.Module, z_loss: f
         torch.testing.assert_close(token_loss(head, hidden, targets, weights, z_loss=z_loss, chunk=3), found[0][0])
 
 
+def test_a_frozen_head_hands_gradients_on_and_has_none() -> None:
+    head = nn.Linear(6, 11, bias=False).requires_grad_(False)
+    found = []
+    for loss in (plain_token_loss, token_loss):
+        hidden = torch.ones(3, 6, requires_grad=True)
+        loss(head, hidden, torch.tensor([1, 2, 3]), torch.ones(3)).backward()
+        found.append(hidden.grad)
+    torch.testing.assert_close(*found)
+    assert head.weight.grad is None
+
+
+def test_autocast_computes_products_in_half_and_gives_gradients_in_full() -> None:
+    torch.manual_seed(0)
+    head, targets, weights = nn.Linear(16, 50, bias=False), torch.arange(40), torch.ones(40)
+    found = []
+    for dtype in (None, torch.bfloat16):
+        head.zero_grad()
+        hidden = torch.randn(40, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            loss = token_loss(head, hidden, targets, weights, chunk=16)
+        loss.backward()
+        found.append((loss, hidden.grad, head.weight.grad))
+    for full, half in zip(*found, strict=True):
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half, full, atol=0.05, rtol=0.02)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradients_of_a_whole_network_with_tied_or_free_embeddings(tied: bool) -> None:
     network, rows = small(tied=tied), tokens()
@@ -61,8 +89,6 @@ def test_gradients_of_a_whole_network_with_tied_or_free_embeddings(tied: bool) -
     found = []
     for loss in (plain_token_loss, lambda *parts: token_loss(*parts, chunk=4)):
         network.zero_grad()
-        from fastserve.models.attention import PackedCausal
-
         hidden = network.hidden(rows.values.long(), PackedCausal(rows.offsets))[counted.places]
         loss(network.head, hidden, counted.targets, counted.weights).backward()
         found.append({name: parameter.grad for name, parameter in network.named_parameters()})

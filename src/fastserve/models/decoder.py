@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from fastserve.config import Auto, Positive, Section
 from fastserve.models.attention import PackedCausal
 from fastserve.models.causal import Attention, TiedHead, check_lengths
+from fastserve.models.fused import rms_norm, rotate, silu_product
 from fastserve.models.network import NetworkShape
 from fastserve.models.ragged import RaggedTensor
 
@@ -86,53 +87,56 @@ def hidden_weights(options: DecoderOptions) -> int:
 
 
 class RmsNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019), computed in float32."""
-
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        wide = vectors.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)
-        return self.weight * wide.to(vectors.dtype)
+        return rms_norm(vectors, self.weight, EPSILON)
 
 
 def angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine, float32 (N, 1, head_dim / 2), of the rotation at each position (Su et al. 2021)."""
+    """Cosine and sine (N, 1, head_dim), as `fused.rotate` takes them, of each position's angles (Su et al. 2021)."""
     # as transformers computes them, to the last bit
     exponents = torch.arange(0, head_dim, 2, device=positions.device) / head_dim
     angle = (positions[:, None].float() * theta**-exponents)[:, None]
-    return angle.cos(), angle.sin()
+    cosine, sine = angle.cos(), angle.sin()
+    return torch.cat([cosine, cosine], -1), torch.cat([-sine, sine], -1)
 
 
-def rotate(vectors: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotate (N, H, D): feature i together with feature i + D / 2."""
-    cosine, sine = cosine.to(vectors.dtype), sine.to(vectors.dtype)
-    first, second = vectors.chunk(2, -1)
-    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
+def together(tokens: Tensor, *layers: nn.Module) -> Tensor:
+    """What several layers make of the same tokens, side by side: one product of matrices where all are plain.
+
+    A layer with an adapter, or whose weights are not there as a matrix, is called by itself.
+    """
+    if any(type(layer) is not nn.Linear or layer._forward_pre_hooks or layer._forward_hooks for layer in layers):
+        return torch.cat([layer(tokens) for layer in layers], -1)
+    return functional.linear(tokens, torch.cat([layer.get_parameter("weight") for layer in layers]))
 
 
 class SelfAttention(nn.Module):
     def __init__(self, sizes: Sizes, form: str) -> None:
         super().__init__()
-        self.head_dim = sizes.head_dim
+        self.sizes = sizes
         queries, keys = sizes.heads * sizes.head_dim, sizes.key_value_heads * sizes.head_dim
         self.q_proj = nn.Linear(sizes.dim, queries, bias=False)
         self.k_proj = nn.Linear(sizes.dim, keys, bias=False)
         self.v_proj = nn.Linear(sizes.dim, keys, bias=False)
         self.o_proj = nn.Linear(queries, sizes.dim, bias=False)
-        self.q_norm = RmsNorm(sizes.head_dim) if form == "qwen3" else nn.Identity()
-        self.k_norm = RmsNorm(sizes.head_dim) if form == "qwen3" else nn.Identity()
+        self.is_normal = form == "qwen3"
+        if self.is_normal:
+            self.q_norm, self.k_norm = RmsNorm(sizes.head_dim), RmsNorm(sizes.head_dim)
 
     def forward(self, tokens: Tensor, layer: int, attention: Attention, rotation: tuple[Tensor, Tensor]) -> Tensor:
         """tokens (N, dim)"""
-        query, key, value = (
-            projection(tokens).unflatten(-1, (-1, self.head_dim))
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )  # (N, heads, head_dim)
-        query, key = rotate(self.q_norm(query), *rotation), rotate(self.k_norm(key), *rotation)
-        found = attention(layer, query, key, value, scale=self.head_dim**-0.5)
+        heads, shared, head_dim = self.sizes.heads, self.sizes.key_value_heads, self.sizes.head_dim
+        parts = together(tokens, self.q_proj, self.k_proj, self.v_proj).view(len(tokens), -1, head_dim)
+        turned, value = torch.split(parts, [heads + shared, shared], 1)  # (N, heads, head_dim)
+        if self.is_normal:
+            query, key = torch.split(turned, [heads, shared], 1)
+            turned = torch.cat([self.q_norm(query), self.k_norm(key)], 1)
+        query, key = torch.split(rotate(turned, *rotation), [heads, shared], 1)
+        found = attention(layer, query, key, value, scale=head_dim**-0.5)
         output: Tensor = self.o_proj(found.flatten(1))
         return output
 
@@ -147,7 +151,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(sizes.feedforward, sizes.dim, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        output: Tensor = self.down_proj(functional.silu(self.gate_proj(tokens)) * self.up_proj(tokens))
+        output: Tensor = self.down_proj(silu_product(together(tokens, self.gate_proj, self.up_proj)))
         return output
 
 

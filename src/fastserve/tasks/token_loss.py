@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from fastserve.models.attention import PackedCausal
+from fastserve.models.causal import TiedHead
 
 if TYPE_CHECKING:
     from fastserve.models.causal import CausalNetwork
@@ -56,8 +58,7 @@ def plain_token_loss(
 
     hidden (M, dim), targets int64 (M,), weights (M,). z_loss keeps logits small (Chowdhery et al. 2022, PaLM).
     """
-    logits = head(hidden)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = _wide(head(hidden))
     losses = functional.cross_entropy(logits, targets, reduction="none")
     if z_loss:
         losses = losses + z_loss * logits.logsumexp(-1).square()
@@ -75,7 +76,8 @@ def token_loss(
 ) -> Tensor:
     """As `plain_token_loss`, with logits of `chunk` tokens at a time."""
     if not torch.is_grad_enabled():
-        return _in_chunks(head, hidden, targets, weights, z_loss, chunk)[0]
+        pieces = zip(*(torch.split(part, chunk) for part in (hidden, targets, weights)), strict=True)
+        return torch.stack([plain_token_loss(head, *piece, z_loss=z_loss) for piece in pieces]).sum()
     parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
     loss: Tensor = _TokenLoss.apply(  # type: ignore[no-untyped-call]
         hidden, targets, weights, head, z_loss, chunk, *parameters
@@ -100,6 +102,7 @@ class _TokenLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         of_hidden, *of_parameters = ctx.saved_tensors
         return of_hidden * gradient, None, None, None, None, None, *(part * gradient for part in of_parameters)
@@ -112,26 +115,94 @@ def _in_chunks(
     weights: Tensor,
     z_loss: float,
     chunk: int,
-    parameters: tuple[Tensor, ...] | None = None,
+    parameters: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The loss, and where parameters of the head are given the gradients of hidden and of them."""
+    """The loss and the gradients of hidden and of the head's trained parameters."""
     total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    of_hidden = torch.empty_like(hidden) if parameters is not None else hidden
-    of_parameters = [torch.zeros_like(parameter) for parameter in parameters or ()]
+    of_hidden, of_parameters = torch.empty_like(hidden), [torch.zeros_like(parameter) for parameter in parameters]
+    matrix = _matrix_of(head)
+    if matrix is not None:
+        matrix, hidden = matrix.to(_computed_in(hidden)), hidden.to(_computed_in(hidden))
     for start in range(0, len(hidden), chunk):
         part = slice(start, start + chunk)
-        if parameters is None:
-            total += plain_token_loss(head, hidden[part], targets[part], weights[part], z_loss=z_loss)
-            continue
-        with torch.enable_grad():
-            piece = hidden[part].detach().requires_grad_()
-            loss = plain_token_loss(head, piece, targets[part], weights[part], z_loss=z_loss)
-        found = torch.autograd.grad(loss, [piece, *parameters])
-        total += loss.detach()
-        of_hidden[part] = found[0]
-        for sum_, gradient in zip(of_parameters, found[1:], strict=True):
-            sum_ += gradient
+        pieces = (hidden[part], targets[part], weights[part])
+        if matrix is None:
+            total += _by_autograd(head, *pieces, z_loss, of_hidden[part], parameters, of_parameters)
+        else:
+            total += _by_hand(matrix, *pieces, z_loss, of_hidden[part], of_parameters)
     return total, of_hidden, of_parameters
+
+
+def _matrix_of(head: nn.Module) -> Tensor | None:
+    """The weights (V, dim) of a head that is a product with a matrix and no more."""
+    if isinstance(head, TiedHead):
+        return head.weight
+    return head.weight if type(head) is nn.Linear and head.bias is None else None
+
+
+def _by_autograd(
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    z_loss: float,
+    of_hidden: Tensor,
+    parameters: tuple[Tensor, ...],
+    of_parameters: list[Tensor],
+) -> Tensor:
+    """Loss of some tokens; writes the gradient of hidden, and adds to those of parameters."""
+    with torch.enable_grad():
+        piece = hidden.detach().requires_grad_()
+        loss = plain_token_loss(head, piece, targets, weights, z_loss=z_loss)
+    gradients = torch.autograd.grad(loss, [piece, *parameters])
+    of_hidden.copy_(gradients[0])
+    for together, gradient in zip(of_parameters, gradients[1:], strict=True):
+        together.add_(gradient)
+    return loss.detach()
+
+
+def _by_hand(
+    matrix: Tensor,
+    hidden: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    z_loss: float,
+    of_hidden: Tensor,
+    of_parameters: list[Tensor],
+) -> Tensor:
+    """As `_by_autograd`, for a matrix: weight * (softmax - 1 at the target) is made in the place of the logits."""
+    logits = _wide(hidden @ matrix.T)
+    weights = weights.to(logits.dtype)
+    whole = torch.logsumexp(logits, -1)
+    losses = whole - logits.gather(1, targets[:, None])[:, 0]
+    slope = weights * (1 + 2 * z_loss * whole)
+    logits.sub_(whole[:, None]).exp_().mul_(slope[:, None]).scatter_add_(1, targets[:, None], -weights[:, None])
+    gradient = logits.to(hidden.dtype)
+    of_hidden.copy_(gradient @ matrix)
+    for together in of_parameters:  # one or, where the head is frozen, none
+        if together.dtype == hidden.dtype:
+            together.addmm_(gradient.T, hidden)
+        else:
+            together.add_(gradient.T @ hidden)
+    return ((losses + z_loss * whole.square()) * weights).sum()
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """In float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _computed_in(hidden: Tensor) -> torch.dtype:
+    """What products are computed in, as autocast wants it."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def token_losses(head: nn.Module, hidden: Tensor, targets: Tensor, *, chunk: int = CHUNK) -> Tensor:
+    """Cross-entropy (M,) of each token, float32 at least, with logits of `chunk` tokens at a time. No gradient."""
+    with torch.no_grad():
+        pieces = zip(torch.split(hidden, chunk), torch.split(targets, chunk), strict=True)
+        return torch.cat([functional.cross_entropy(_wide(head(piece)), ids, reduction="none") for piece, ids in pieces])
 
 
 def row_scores(network: CausalNetwork, tokens: RaggedTensor, *, chunk: int = CHUNK) -> Tensor:
@@ -142,10 +213,6 @@ def row_scores(network: CausalNetwork, tokens: RaggedTensor, *, chunk: int = CHU
     with torch.no_grad():
         counted = NextTokens.of(tokens)
         hidden = network.hidden(tokens.values.long(), PackedCausal(tokens.offsets))[counted.places]
-        losses = [
-            functional.cross_entropy(network.head(piece).float(), targets, reduction="none")
-            for piece, targets in zip(torch.split(hidden, chunk), torch.split(counted.targets, chunk), strict=True)
-        ]
-        scores = torch.zeros(len(tokens), 2, device=hidden.device)
-        pairs = torch.stack([torch.cat(losses) * counted.weights, counted.weights], 1)
-        return scores.index_add(0, counted.rows, pairs)
+        losses = token_losses(network.head, hidden, counted.targets, chunk=chunk).float()
+        pairs = torch.stack([losses * counted.weights, counted.weights], 1)
+        return torch.zeros(len(tokens), 2, device=hidden.device).index_add(0, counted.rows, pairs)
