@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 import yaml
 
-from fastserve.config import Config, check, load_config
+from fastserve.config import Config, DistributedConfig, check, load_config
 from fastserve.distributed import kubernetes
 from fastserve.distributed.kubernetes import ClusterOptions
 from fastserve.errors import ConfigError
@@ -100,11 +100,22 @@ def test_the_job_says_what_the_configuration_says() -> None:
     (container,) = worker["template"]["spec"]["containers"]
     assert container["name"] == "pytorch"
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 2
-    meeting = f"{found['PyTorchJob']['metadata']['name']}-worker-0:29400"
+    name = found["PyTorchJob"]["metadata"]["name"]
+    places = [f"{name}-worker-{number}:29400" for number in range(3)]  # the next when one is lost
     assert shlex.join(container["command"]) == (
-        f"fastserve train /etc/fastserve/job.yaml --nodes 1:4 --rendezvous {meeting}"
+        f"fastserve train /etc/fastserve/job.yaml --on local --nodes 1:4 --rendezvous {','.join(places)}"
     )
-    assert f"{elastic['rdzvHost']}:{elastic['rdzvPort']}" == meeting
+    assert f"{elastic['rdzvHost']}:{elastic['rdzvPort']}" == places[0]
+
+
+def test_workers_are_those_of_the_operator_also_where_the_configuration_has_them_elsewhere() -> None:
+    elsewhere = {"nodes": "2", "run_on": "ray:10.0.0.1:6379", "rendezvous": "rack1:29400,rack2:29400"}
+    given = config().model_copy(update={"distributed": DistributedConfig(**elsewhere)})
+    found = written(kubernetes.manifests(given, options()))
+    (container,) = found["PyTorchJob"]["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    name = found["PyTorchJob"]["metadata"]["name"]
+    words = container["command"][3:]
+    assert words == ["--on", "local", "--nodes", "2:2", "--rendezvous", f"{name}-worker-0:29400,{name}-worker-1:29400"]
 
 
 def test_the_configuration_in_the_map_is_the_configuration(tmp_path: Path) -> None:

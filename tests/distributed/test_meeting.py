@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fastserve.distributed import meeting
+from fastserve.distributed import meeting, strangers
 from fastserve.distributed.meeting import FILE, NOWHERE, Meeting
 from fastserve.distributed.network import Endpoint
-from fastserve.errors import StorageError, TrainingError
+from fastserve.distributed.strangers import Strangers
+from fastserve.errors import ConfigError, StorageError, TrainingError
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +25,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
         "MOVED_SECONDS": 0.0,
     }.items():
         monkeypatch.setattr(meeting, name, seconds)
+    monkeypatch.setattr(strangers, "SECONDS", 1.0)
 
 
 @pytest.fixture
@@ -100,3 +102,36 @@ def test_a_folder_that_is_not_shared_is_said_to_be_so(tmp_path: Path, monkeypatc
             pytest.raises(StorageError, match=r"\$FASTSERVE_HOME is not shared"),
         ):
             stranger.place(5)
+
+
+def test_a_stranger_is_heard_of_where_they_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    endpoint = Endpoint("127.0.0.1", store.port)
+    told = Strangers(endpoint)
+    assert told.heard() is None
+    monkeypatch.setattr(meeting, "_is_here", lambda endpoint: False)
+    with Meeting(tmp_path, [endpoint]) as stranger, pytest.raises(StorageError, match="is not shared"):
+        stranger.place(5)
+    assert told.heard() == socket.gethostname()
+
+
+def test_a_place_that_is_kept_elsewhere_is_not_kept_here_as_well(tmp_path: Path, listening: Endpoint) -> None:
+    """This machine has a place too, and a home of its own."""
+    with Meeting(tmp_path, [listening, SILENT]) as stranger, pytest.raises(StorageError, match="is not shared"):
+        meeting_here(stranger, SILENT)
+
+
+def meeting_here(machine: Meeting, endpoint: Endpoint) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meeting, "_is_here", lambda asked: asked == endpoint)
+        machine.place(5)
+
+
+def test_the_name_of_a_machine_that_is_gone_may_be_unknown(tmp_path: Path, listening: Endpoint) -> None:
+    gone = Endpoint("gone.invalid", 29400)
+    with Meeting(tmp_path, [gone, SILENT]) as survivor:
+        assert survivor.place(5).endpoint == SILENT
+    with Meeting(tmp_path / "other", [gone]) as alone, pytest.raises(ConfigError, match="unknown here"):
+        alone.place(5)

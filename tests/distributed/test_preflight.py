@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from fastserve.distributed.network import Endpoint
 from fastserve.distributed.preflight import limits
 from fastserve.distributed.preflight.links import Responder, measure
 from fastserve.distributed.preflight.messages import Card
+from fastserve.distributed.preflight.places import HERE, REACHED, Places
 from hosts import Host, Hosts
 
 MakeHosts = Callable[..., Hosts]
@@ -206,6 +208,23 @@ def test_strangers_are_not_answered_and_what_is_gone_is_told() -> None:
     assert wrong.error is not None
     assert "another program, or the connection broke" in wrong.error
     assert "Connection refused" in str(measure(gone, time.time).error)
+
+
+def test_the_next_place_is_listened_at_and_tried() -> None:
+    own, silent = Endpoint("127.0.0.1", free_port()), Endpoint("127.0.0.1", free_port())
+    unknown = Endpoint("no-such-host.invalid", 29400)
+    with Places([own, silent]), Places([]) as other:
+        other.endpoints = [own, unknown]
+        found = other.reached()
+        assert found[str(own)] == REACHED
+        assert found[str(unknown)] not in (HERE, REACHED)
+        taken = Places([own])
+        with taken:
+            assert "its port is not free" in taken.reached()[str(own)]
+    with Places([own]) as mine:
+        assert mine.reached() == {str(own): HERE}
+    other.endpoints = [own]
+    assert other.reached()[str(own)] == "Connection refused"
 
 
 def test_work_that_lasts_too_long_is_left_behind() -> None:

@@ -80,6 +80,29 @@ def test_what_follows_the_name_is_an_address() -> None:
 
 
 @needs_ray
+@pytest.mark.parametrize(
+    ("asked", "accelerated", "gpus", "workers"),
+    [(3, True, [8, 8], 3), (None, True, [0, 8, 4], 4), (None, True, [0, 0], 1), (None, False, [8, 8], 1)],
+)
+def test_auto_is_what_the_machines_of_the_cluster_have(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: int | None, accelerated: bool, gpus: list[int], workers: int
+) -> None:
+    """Not what the machine of the command has, which may be none of those that compute."""
+    import ray
+
+    from fastserve.distributed.ray import settled
+
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": float(number)}} for number in gpus]
+    lost = {"Alive": False, "Resources": {"GPU": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, lost])
+    plan = launcher.Launch(
+        command=(), work=lambda: 0, workers=asked, accelerated=accelerated, run_id="a", logs=tmp_path, restarts=0,
+        stall_seconds=1, timeout_seconds=1, hopeless=lambda: False, done=lambda: False, give_up=lambda error: None,
+    )  # fmt: skip
+    assert settled(plan).workers == workers
+
+
+@needs_ray
 @pytest.mark.heavy
 def test_two_workers_on_ray_train_the_model_of_two_workers(tmp_path: Path, undisturbed: Weights) -> None:
     weights, said = finished(start(tmp_path, *FAULTY, *ON_RAY))

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from commands import TEXTCNN, assert_same, checkpoint, failed, finished, start, wait_for, worker_of
 
+STOPS = ["train.gradient_clip=0", "train.on_divergence=stop"]
+
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     for name, value in expected.items():
@@ -35,6 +37,6 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_failure_that_would_come_again_is_said_once(tmp_path: Path) -> None:
-    said = failed(start(tmp_path, *TEXTCNN, "--workers", "2", "train.learning_rate=1e30", "train.gradient_clip=0"), 1)
+    said = failed(start(tmp_path, *TEXTCNN, "--workers", "2", "train.learning_rate=1e30", *STOPS), 1)
     assert said.count("the loss became") == 1
     assert "Traceback" not in said

@@ -33,6 +33,7 @@ def report(number: int, count: int, *, links: dict[int, dict[str, Any]] | None =
         facts=Facts.model_validate(facts),
         links=[Link.model_validate({"to": to, **usual, **(links or {}).get(to, {})}) for to in others],
         sees=changes.get("sees", others),
+        places=changes.get("places", {}),
     )
 
 
@@ -162,3 +163,17 @@ def test_compare_needs_more_than_half() -> None:
 
 def test_bandwidth_is_told_as_networks_are_sold() -> None:
     assert [megabits(6e6), megabits(125e6), megabits(1e4)] == ["48 Mbit/s", "1.0 Gbit/s", "0.08 Mbit/s"]
+
+
+def test_where_they_would_meet_next_is_a_node_that_all_reach() -> None:
+    here, reached = {"node1:29400": "here"}, {"node1:29400": "reached"}
+    assert outcome([report(0, 2, places=reached), report(1, 2, places=here)]).findings == []
+    lost = outcome([report(0, 2, places={"node1:29400": "no answer within 3 s"}), report(1, 2, places=here)])
+    assert [(finding.text, finding.odd) for finding in lost.findings] == [
+        ("node1:29400 from node0: no answer within 3 s", ("node0",))
+    ]
+    (nobody,) = outcome([report(number, 2, places={"node7:29400": "unknown"}) for number in range(2)]).findings
+    assert nobody.text == "node7:29400 is no address of a node that came: nobody could meet there"
+    taken = {"node1:29400": "its port is not free: Address already in use"}
+    (used,) = outcome([report(0, 2, places=reached), report(1, 2, places=taken)]).findings
+    assert used.text == "node1:29400 from node1: its port is not free: Address already in use"

@@ -28,7 +28,7 @@ EXTRAS = {
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[CONFIG.yaml] [KEY.PATH=VALUE]...")
-@click.option("--rendezvous", help="HOST:PORT of one of the nodes, where they meet; run the same command on each.")
+@click.option("--rendezvous", help="HOST:PORT of a node, where all meet (several, by commas); run the same on each.")
 @click.option("--nodes", help="Nodes, N or LEAST:MOST, instead of distributed.nodes.")
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds to wait for the other nodes.")
 @json_option
@@ -61,11 +61,12 @@ def _check_nodes(
     place = settings.distributed.rendezvous
     if place is None:
         raise UserError("where do the nodes meet? Add --rendezvous HOST:PORT, HOST being one of them")
-    endpoint = Endpoint.parse(place.partition(",")[0])
+    endpoint, *further = Endpoint.parse_all(place)
     if settings.distributed.nodes_range[1] < 2:
         raise UserError("how many nodes shall meet? Add --nodes N, two or more")
     compared = settings if words else None
-    outcome = preflight.check(preflight.Request(endpoint, settings.distributed.nodes_range, compared, timeout))
+    request = preflight.Request(endpoint, settings.distributed.nodes_range, compared, timeout, further)
+    outcome = preflight.check(request)
     show(outcome.to_json(), outcome.describe(), as_json=as_json)
     if not outcome.passed:
         raise click.exceptions.Exit(1)

@@ -28,6 +28,8 @@ HOME, DATA = f"{MOUNT}/home", f"{MOUNT}/data"
 CONFIGURATION = "/etc/fastserve/job.yaml"
 KEYS = "/var/run/fastserve/keys/api-keys"
 SERVE_PORT, RENDEZVOUS_PORT = 8080, 29400
+PLACES = 3
+"""Of so many pods each can keep the meeting when those before it are lost."""
 DRAIN_SECONDS, UNROUTE_SECONDS = 30, 5
 """After SIGTERM a server finishes what it accepted; before, it waits until no more requests are sent to it."""
 START_SECONDS = 300
@@ -109,12 +111,16 @@ def configuration(config: Config, options: ClusterOptions) -> Manifest:
 
 
 def training_job(config: Config, options: ClusterOptions) -> Manifest:
-    """A pod for each node, which meet at the first one. The job goes on with `least` of them, as torchrun's do."""
+    """A pod for each node, which meet at the first one, or the next when that is lost.
+
+    The job goes on with `least` of them, as torchrun's do. Whatever else the configuration names as the place of its
+    workers, here they are the operator's.
+    """
     name = f"{_label(str(config.name))}-train"
     least, most = config.distributed.nodes_range
-    meeting = f"{name}-worker-0"  # the operator gives each pod a service of its name
-    command = ["fastserve", "train", CONFIGURATION, "--nodes", f"{least}:{most}"]
-    command += ["--rendezvous", f"{meeting}:{RENDEZVOUS_PORT}"]
+    pods = [f"{name}-worker-{number}" for number in range(min(most, PLACES))]  # each has a service of its name
+    command = ["fastserve", "train", CONFIGURATION, "--on", "local", "--nodes", f"{least}:{most}"]
+    command += ["--rendezvous", ",".join(f"{pod}:{RENDEZVOUS_PORT}" for pod in pods)]
     workers = config.distributed.workers
     spec = {
         "nprocPerNode": str(workers),
@@ -123,7 +129,7 @@ def training_job(config: Config, options: ClusterOptions) -> Manifest:
             "maxReplicas": most,
             "maxRestarts": config.distributed.restarts,
             "rdzvBackend": "c10d",
-            "rdzvHost": meeting,
+            "rdzvHost": pods[0],
             "rdzvPort": RENDEZVOUS_PORT,
         },
         "runPolicy": {"cleanPodPolicy": "Running", "backoffLimit": config.distributed.restarts},

@@ -9,10 +9,12 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from torch.distributed import DistError
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -26,13 +28,15 @@ from torch.distributed.elastic.rendezvous.api import (
     RendezvousTimeoutError,
 )
 
-from fastserve import log
+from fastserve import config, log
+from fastserve.distributed.every import Every
 from fastserve.distributed.failures import Failures
 from fastserve.distributed.launcher import Launch
 from fastserve.distributed.meeting import NOWHERE, Meeting, Place
 from fastserve.distributed.network import interface_towards
 from fastserve.distributed.stall import Doctor
-from fastserve.errors import ConfigError, TrainingError
+from fastserve.distributed.strangers import Strangers
+from fastserve.errors import ConfigError, StorageError, TrainingError
 
 LOOPBACK = "127.0.0.1"
 JOIN_SECONDS = 600
@@ -43,6 +47,8 @@ READ_SECONDS = 20
 """How long the place where machines meet may take to answer before it is taken for lost."""
 KEEP_ALIVE_SECONDS = 2
 """Machines tell each other so often that they live; one that has missed three is gone."""
+BLIND_SECONDS = 1.0
+"""How often the machine that keeps the meeting looks whether one came that cannot take part."""
 EXIT_SECONDS = 60
 """How long a machine whose workers are done waits for the others to see the same."""
 PARENT = "FASTSERVE_PARENT"
@@ -79,6 +85,7 @@ def _run_on_machines(plan: Launch) -> None:
                 _run(plan, place)
             except PLACE_LOST as error:
                 meeting.reached = NOWHERE
+                _check_blind(place)
                 if not (plan.done() or plan.hopeless()):
                     why = str(error).partition("\n")[0] or type(error).__name__
                     log.warn(f"the place where the machines meet, {place.endpoint}, is lost: {why}")
@@ -87,6 +94,16 @@ def _run_on_machines(plan: Launch) -> None:
                     f"fewer than {plan.nodes[0]} machines came to {place.endpoint} within {JOIN_SECONDS} s: start the "
                     "same command on each of them, with the same configuration, data and version of fastserve"
                 ) from None
+
+
+def _check_blind(place: Place) -> None:
+    """StorageError where the place was given up since a machine came that does not share the storage."""
+    if place.stranger is not None:
+        raise StorageError(
+            f"$FASTSERVE_HOME ({config.home()} here) is not shared by the machines: {place.stranger} came to "
+            f"{place.endpoint} and does not see what is written here. Set it, on every machine, to a folder on storage "
+            "that all of them share"
+        )
 
 
 class MovedError(Exception):
@@ -100,7 +117,8 @@ PLACE_LOST = (MovedError, RendezvousClosedError, RendezvousConnectionError, Dist
 def _run(plan: Launch, place: Place | None) -> None:
     agent = Agent(plan, _specification(plan, place), place)
     try:
-        result = agent.run()
+        with Every(BLIND_SECONDS, agent.hear, "strangers") if place is not None and place.hosts else nullcontext():
+            result = agent.run()
     except BaseException:
         agent.leave()
         raise
@@ -120,8 +138,21 @@ class Agent(LocalElasticAgent):
         self.failures = Failures(plan.logs / "failures")
         self._ended: set[int] = set()
         self.doctor = Doctor(plan.logs, plan.stall_seconds)
+        self.strangers = None if place is None else Strangers(place.endpoint)
+        self._started = False
+
+    def hear(self) -> None:
+        """Give the place up where a machine that is waited for can never come; ignore it where nobody waits."""
+        if self._started or self.place is None or self.strangers is None or self.place.stranger is not None:
+            return
+        self.place.stranger = self.strangers.heard()
+        if self.place.stranger is not None and not self._started:
+            handler: Any = self._worker_group.spec.rdzv_handler
+            with contextlib.suppress(Exception):  # it is being given up already
+                handler.set_closed()
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        self._started = True
         self._check_place()
         self.failures.begin()
         pids: dict[int, Any] = super()._start_workers(worker_group)
@@ -224,7 +255,7 @@ def _specification(plan: Launch, place: Place | None) -> WorkerSpec:
     arguments: tuple[Any, ...] = tuple(plan.command[1:])
     return WorkerSpec(
         role="worker",
-        local_world_size=plan.workers,
+        local_world_size=plan.workers or max(1, torch.cuda.device_count()),
         entrypoint=plan.command[0],
         args=arguments,
         rdzv_handler=rendezvous_registry.get_rendezvous_handler(parameters),

@@ -18,7 +18,8 @@ class Launch:
     """What to start.
 
     command: what a worker runs, without the environment of torchrun that it is given. work: the same as a function of
-    a process that has this environment; the exit code. workers: on each machine. accelerated: may compute on a GPU.
+    a process that has this environment; the exit code. workers: on each machine; None: as many as it has GPUs, or one.
+    accelerated: may compute on a GPU.
     logs: folder for what is told of the workers, on storage that all machines share. nodes: least and most machines.
     rendezvous: where they may meet; none for one machine. run_id: the same on all machines.
     stall_seconds: without a move until it is said who holds the others up. timeout_seconds: of an exchange.
@@ -28,7 +29,7 @@ class Launch:
 
     command: Sequence[str]
     work: Callable[[], int]
-    workers: int
+    workers: int | None
     accelerated: bool
     run_id: str
     logs: Path

@@ -20,9 +20,10 @@ from types import TracebackType
 from typing import Any
 
 from fastserve import files, log
+from fastserve.distributed import strangers
 from fastserve.distributed.every import Every
 from fastserve.distributed.network import Endpoint, interface_towards, resolve
-from fastserve.errors import StorageError, TrainingError
+from fastserve.errors import ConfigError, StorageError, TrainingError
 
 BEAT_SECONDS = 1.0
 ALIVE_SECONDS = 8.0
@@ -49,6 +50,8 @@ class Place:
     hosts: bool
     meeting: Meeting
     looked: float = 0.0
+    stranger: str | None = None
+    """A machine that came and does not share the storage."""
 
     def moved(self) -> bool:
         """Whether the others have agreed on another place; looks at most once a second."""
@@ -67,6 +70,8 @@ class Meeting:
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self.reached = NOWHERE
         self._at: Endpoint | None = None
+        self._addresses: list[str] = []
+        """Of the host of `_at`, whose name may be unknown once the host is gone."""
         self._beats = 0
         self._seen: dict[str, tuple[int, float]] = {}
         self._presence = Every(BEAT_SECONDS, self._beat, "presence")
@@ -85,6 +90,7 @@ class Meeting:
 
     def place(self, seconds: float) -> Place:
         """Where to meet now: waits until there is a place that answers, or makes one. TrainingError after `seconds`."""
+        self._check_known()
         deadline = time.monotonic() + seconds
         began = time.monotonic()
         told = False
@@ -92,6 +98,7 @@ class Meeting:
             current = self.current()
             if current is not None and self._reaches(current):
                 self._at = Endpoint.parse(current["endpoint"])
+                self._addresses = resolve(self._at)
                 return Place(self._at, current["number"], False, self)
             taken = self._take_over(current, time.monotonic() - began)
             if taken is not None:
@@ -107,9 +114,18 @@ class Meeting:
             "the machine of one of them, and see that its port is open to the others"
         )
 
+    def _check_known(self) -> None:
+        """ConfigError where the names of all places are unknown; that of a lost one may be, while others are there."""
+        for endpoint in self.endpoints[:-1]:
+            with contextlib.suppress(ConfigError):
+                resolve(endpoint)
+                return
+        resolve(self.endpoints[-1])
+
     def _check_shared(self) -> None:
         """Nothing is written here of a meeting: then none of the places may answer."""
         for endpoint in filter(_answers, self.endpoints):
+            strangers.tell(endpoint)
             raise StorageError(
                 f"{endpoint} answers, but {self.folder} has nothing of a meeting there: $FASTSERVE_HOME is not shared "
                 "by the machines, or another program uses that port. Set it, on every machine, to a folder on storage "
@@ -135,6 +151,8 @@ class Meeting:
         mine = next((endpoint for endpoint in self.endpoints if _is_here(endpoint)), None)
         if mine is None or (current is not None and (waited < ALIVE_SECONDS or not self._given_up(current["number"]))):
             return None
+        if current is None and any(_answers(endpoint) for endpoint in self.endpoints if endpoint != mine):
+            return None  # it is kept there already, which storage that is shared will soon say
         with files.lock(self.folder / ".meeting"):
             if self.current() != current:  # another one was faster
                 return None
@@ -178,8 +196,8 @@ class Meeting:
         if self._at is None or _answers(self._at):
             self._answered = time.monotonic()
         elif time.monotonic() - self._answered > LOST_SECONDS:
-            place, self._at, self.reached = self._at, None, NOWHERE
-            _hang_up(place)
+            port, self._at, self.reached = self._at.port, None, NOWHERE
+            _hang_up({(address, port) for address in self._addresses})
         temporary = self._own.with_suffix(".new")
         with contextlib.suppress(OSError):
             temporary.write_text(json.dumps({"beats": self._beats, "reached": self.reached}), "utf-8")
@@ -194,9 +212,8 @@ def _answers(endpoint: Endpoint) -> bool:
     return True
 
 
-def _hang_up(endpoint: Endpoint) -> None:
-    """Shut this process's connections to the endpoint: whoever reads there would wait for ever, without a timeout."""
-    addresses = {(address, endpoint.port) for address in resolve(endpoint)}
+def _hang_up(addresses: set[tuple[str, int]]) -> None:
+    """Shut this process's connections to these: whoever reads there would wait for ever, without a timeout."""
     for number in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(number))) as connection:
             peer = connection.getpeername()
@@ -205,7 +222,10 @@ def _hang_up(endpoint: Endpoint) -> None:
 
 
 def _is_here(endpoint: Endpoint) -> bool:
-    return interface_towards(endpoint).owns(endpoint)
+    try:
+        return interface_towards(endpoint).owns(endpoint)
+    except ConfigError:  # nobody knows the name of a host that is gone
+        return False
 
 
 def forget(folder: Path) -> None:

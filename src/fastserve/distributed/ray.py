@@ -12,6 +12,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class OnRay:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         with self._connected(plan), signals_end_it():
+            plan = settled(plan)
             fit = Fit(_trainer(plan, {} if self.address == "local" else _variables()))
             fit.start()
             _follow(plan, fit)
@@ -131,12 +133,21 @@ def _trainer(plan: Launch, variables: Mapping[str, str]) -> TorchTrainer:
     )
 
 
+def settled(plan: Launch) -> Launch:
+    """With the number of workers of each machine: where it is not said, the GPUs of one of the cluster that has any."""
+    if plan.workers is not None:
+        return plan
+    found = [int(node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+    gpus = min((number for number in found if number), default=0) if plan.accelerated else 0
+    return replace(plan, workers=gpus or 1)
+
+
 def _least(plan: Launch) -> int:
-    return plan.workers * plan.nodes[0]
+    return (plan.workers or 1) * plan.nodes[0]
 
 
 def _most(plan: Launch) -> int:
-    return plan.workers * plan.nodes[1]
+    return (plan.workers or 1) * plan.nodes[1]
 
 
 # In a worker's process

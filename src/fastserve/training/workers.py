@@ -60,7 +60,7 @@ def train_on_workers(folder: RunFolder, origin: Origin) -> None:
     plan = Launch(
         command=(sys.executable, "-m", "fastserve", "worker", str(folder.path)),
         work=functools.partial(run_worker, folder),
-        workers=workers_here(settings),
+        workers=None if settings.workers == "auto" else settings.workers,
         accelerated=origin.config.train.device != "cpu",
         run_id=folder.path.name.partition("-")[0],  # machines whose homes are not the same meet too, and are told so
         logs=folder.workers,
@@ -75,7 +75,7 @@ def train_on_workers(folder: RunFolder, origin: Origin) -> None:
     )
     try:
         launcher.pick(settings).launch(plan)
-    except TrainingError as error:
+    except (TrainingError, StorageError) as error:
         if plan.rendezvous:
             _leave_failure(failure, error)  # for the other machines
         raise

@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +20,22 @@ from fastserve.distributed.preflight.links import Clock, Responder, measure
 from fastserve.distributed.preflight.meeting import POLL_SECONDS, Meeting
 from fastserve.distributed.preflight.messages import Card, Report, Roster
 from fastserve.distributed.preflight.outcome import Outcome
+from fastserve.distributed.preflight.places import Places
 from fastserve.errors import StorageError
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to check. nodes: least and most that shall come; seconds: how long to wait for them."""
+    """What to check. nodes: least and most that shall come; seconds: how long to wait for them.
+
+    further: places where a run would meet when `endpoint` is lost.
+    """
 
     endpoint: Endpoint
     nodes: tuple[int, int]
     config: Config | None = None
     seconds: float = 60.0
+    further: Sequence[Endpoint] = ()
 
 
 def check(request: Request, *, clock: Clock = time.time) -> Outcome:
@@ -41,7 +46,11 @@ def check(request: Request, *, clock: Clock = time.time) -> Outcome:
     interface = interface_towards(request.endpoint)
     most = request.nodes[1]
     log.say(f"{most} nodes meet at {request.endpoint}; they are waited for at most {request.seconds:.0f} s")
-    with Responder(interface.address, clock) as responder, _mark() as mark:
+    with (
+        Responder(interface.address, clock) as responder,
+        _mark() as mark,
+        Places(request.further) as places,
+    ):
         meeting = Meeting.open(request.endpoint, interface, request.seconds)
         card = Card(
             number=meeting.number(),
@@ -54,20 +63,20 @@ def check(request: Request, *, clock: Clock = time.time) -> Outcome:
             data_bytes=data_bytes(request.config),
             mark=mark,
         )
-        roster = meeting.join(card, most, request.seconds)
+        roster = meeting.join(card, most, request.seconds, len(request.further))
         log.say(f"{len(roster.cards)} nodes compare themselves, which lasts at most {roster.seconds:.0f} s")
-        reports = meeting.share(_look(card, roster, request.config, clock), roster)
+        reports = meeting.share(_look(card, roster, request.config, clock, places), roster)
     reports.sort(key=lambda report: (not report.card.host, report.card.name, report.card.number))
     return Outcome(request.endpoint, request.nodes, request.seconds, roster.cards, reports)
 
 
-def _look(card: Card, roster: Roster, config: Config | None, clock: Clock) -> Report:
+def _look(card: Card, roster: Roster, config: Config | None, clock: Clock, places: Places) -> Report:
     """Everything that this node can find out."""
     others = [each for each in roster.cards if each.number != card.number]
     others.sort(key=lambda each: (each.number - card.number) % (len(others) + 1))  # so that not all ask the same one
     found = facts(config)
     links = [measure(each, clock) for each in others]
-    return Report(card=card, facts=found, links=links, sees=_visible(others))
+    return Report(card=card, facts=found, links=links, sees=_visible(others), places=places.reached())
 
 
 @contextlib.contextmanager

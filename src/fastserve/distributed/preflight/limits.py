@@ -22,9 +22,9 @@ READING_BYTES_PER_SECOND = 50e6
 """Data is read at least so fast."""
 
 
-def reports(nodes: int, data_bytes: int) -> float:
-    """The longest time from the roster to the last report."""
-    return SPARE + MARK + data_bytes / READING_BYTES_PER_SECOND + (nodes - 1) * (CONNECT + TRANSFER)
+def reports(nodes: int, data_bytes: int, places: int = 0) -> float:
+    """The longest time from the roster to the last report. places: others than the first where they would meet."""
+    return places * CONNECT + SPARE + MARK + data_bytes / READING_BYTES_PER_SECOND + (nodes - 1) * (CONNECT + TRANSFER)
 
 
 def within(seconds: float, work: Callable[[], Value]) -> Value:

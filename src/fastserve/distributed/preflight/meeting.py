@@ -83,15 +83,15 @@ class Meeting:
 
     # The three rounds
 
-    def join(self, card: Card, most: int, seconds: float) -> Roster:
-        """Come, and learn who else came. The host waits for `most` nodes, at most `seconds`."""
+    def join(self, card: Card, most: int, seconds: float, places: int = 0) -> Roster:
+        """Come, and learn who else came. The host waits for `most` nodes, at most `seconds`. places: to be tried."""
         if card.number >= most:
             raise WorkError(f"{most} nodes were expected at {self.endpoint}, and this is one more: see --nodes")
         self.put(f"card/{card.number}", card)
         if self.host:
             cards = self._await_cards(most, seconds)
             data_bytes = max(each.data_bytes for each in cards)
-            self.put(ROSTER, Roster(cards=cards, seconds=limits.reports(len(cards), data_bytes)))
+            self.put(ROSTER, Roster(cards=cards, seconds=limits.reports(len(cards), data_bytes, places)))
         roster = self.wait(ROSTER, Roster, seconds + limits.SPARE)
         if card.number not in {each.number for each in roster.cards}:
             raise WorkError(f"the check at {self.endpoint} began without this node: start all of them again")

@@ -72,12 +72,16 @@ class Link(Message):
 
 
 class Report(Message):
-    """All that a node found. sees: numbers of the nodes whose marks it sees below its own $FASTSERVE_HOME."""
+    """All that a node found. sees: numbers of the nodes whose marks it sees below its own $FASTSERVE_HOME.
+
+    places: where a run would meet when the first place is lost, and how this node gets there (`preflight.places`).
+    """
 
     card: Card
     facts: Facts
     links: list[Link]
     sees: list[int]
+    places: dict[str, str] = {}
 
 
 class Reports(Message):

@@ -68,6 +68,7 @@ class Outcome:
                     **report.facts.model_dump(),
                     "clock_ahead_seconds": offsets.get(report.card.number),
                     "links": [{**link.model_dump(), "to": names[link.to]} for link in report.links],
+                    "places": report.places,
                     "sees_files_of": [names[number] for number in report.sees],
                 }
                 for report in self.reports

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from fastserve.distributed.preflight.facts import ABSENT
 from fastserve.distributed.preflight.messages import Card, Report
+from fastserve.distributed.preflight.places import HERE, REACHED
 
 MUST_AGREE = ("fastserve", "python", "torch", "nccl")
 """Workers with other versions of these fail or compute something else; of the rest they may differ."""
@@ -35,6 +36,7 @@ def judge(cards: Sequence[Card], reports: Sequence[Report], names: Mapping[int, 
     return [
         *_silent(cards, reports, names),
         *_links(reports, names),
+        *_places(reports, names),
         *_homes(reports, names),
         *_versions(reports, names),
         *_configurations(reports, names),
@@ -93,6 +95,18 @@ def _links(reports: Sequence[Report], names: Mapping[int, str]) -> Iterator[Find
         odd = [number for number in ends if touched[number] > len(spoke) - 1 and len(spoke) > 2]
         text = f"{names[start]} does not reach {names[link.to]}: {link.error}"
         yield Finding("fault", text, tuple(names[number] for number in odd))
+
+
+def _places(reports: Sequence[Report], names: Mapping[int, str]) -> Iterator[Finding]:
+    """Places where a run would meet when the first is lost: nobody's, not free, or not reached."""
+    for place in dict.fromkeys(place for report in reports for place in report.places):
+        ways = {names[report.card.number]: report.places.get(place, "not named there") for report in reports}
+        if HERE not in ways.values() and not any("port is not free" in way for way in ways.values()):
+            yield Finding("fault", f"{place} is no address of a node that came: nobody could meet there")
+            continue
+        for node, way in ways.items():
+            if way not in (HERE, REACHED):
+                yield Finding("fault", f"{place} from {node}: {way}", (node,))
 
 
 def _homes(reports: Sequence[Report], names: Mapping[int, str]) -> Iterator[Finding]:
