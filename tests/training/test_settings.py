@@ -46,6 +46,14 @@ def test_a_short_run_takes_no_loss_for_a_spike_unless_it_is_told_to() -> None:
     assert settled(rows=10 * SHORT_RUN, spike=0.0).recipe.spike == 0
 
 
+def test_only_a_long_run_on_a_gpu_is_compiled_unasked() -> None:
+    assert settled(rows=10 * SHORT_RUN).compiles("cuda")
+    assert not settled(rows=10 * SHORT_RUN).compiles("cpu")
+    assert not settled().compiles("cuda")
+    assert settled(compile=True).compiles("cpu")
+    assert not settled(rows=10 * SHORT_RUN, compile=False).compiles("cuda")
+
+
 def test_steps_of_an_epoch_may_be_said() -> None:
     assert settle(TrainConfig(), RECIPE, TASK, rows=1_000, steps=7).total_steps == 28
 

@@ -46,8 +46,11 @@ class Computing:
         self.strategy, self.world = strategy, world
         self.device, self.precision = device, precision
         self.compiled = compiled
-        if compiled:
-            objective.compile(dynamic=True)
+
+    def begin(self) -> None:
+        """From now on the network is compiled, if it shall be; nothing that only looks at it comes after."""
+        if self.compiled:
+            self.objective.compile(dynamic=True)
 
     def gradients(self, batch: Batch, pieces: Sequence[Piece]) -> float:
         """Add the gradient of the batch to what there is. Returns its mean loss.
@@ -72,27 +75,28 @@ class Computing:
         inputs, targets = self.to_device(batch)
         forward = self.world.doing("forward") if self.strategy.gathers else self.world.pulse.during("forward")
         with forward, self.autocast():
-            loss = self._loss(inputs, targets, self.strategy.rows(part))
+            loss = self._called(self.placed, inputs, targets, self.strategy.rows(part))
         with self.world.doing("backward"):
             (loss * self.strategy.weight(part)).backward()  # type: ignore[no-untyped-call]
         return loss.detach() * part.within
 
-    def _loss(self, inputs: Inputs, targets: Tensor, rows: int) -> Tensor:
+    def _called(self, module: nn.Module, *inputs: Any) -> Tensor:
+        """The module's result: where the compiler fails, as if there were none."""
         try:
-            loss: Tensor = self.placed(inputs, targets, rows)
+            found: Tensor = module(*inputs)
         except Exception as error:
             if not self.compiled or not type(error).__module__.startswith(COMPILER):
                 raise
             warn(f"torch.compile cannot compile this network, which is computed as it is: {_first_line(error)}")
             self.compiled = False
             self.objective._compiled_call_impl = None
-            loss = self.placed(inputs, targets, rows)
-        return loss
+            found = module(*inputs)
+        return found
 
     def scores(self, batch: Batch) -> FloatArray:
         """What the task keeps of each row, (B, any)."""
         with self.autocast():
-            found: FloatArray = self.objective(self.to_device(batch)[0]).float().cpu().numpy()
+            found: FloatArray = self._called(self.objective, self.to_device(batch)[0]).float().cpu().numpy()
         return found
 
     def all_scores(self, data: Any, batches: list[LongArray]) -> tuple[FloatArray, npt.NDArray[Any]]:

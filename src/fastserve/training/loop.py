@@ -102,7 +102,7 @@ class TrainingRun:
             world,
             device,
             self.strategy.precision or precision,
-            compiled=device.type == "cuda" if settings.compile is None else settings.compile,
+            compiled=settings.compiles(device.type),
         )
         self.settings = settings
         self.train, self.plan = train, plan
@@ -126,6 +126,7 @@ class TrainingRun:
         at = self.progress
         self.recovery.begin()
         fitting = self.settings.micro_batch or micro_batch(self.computing, self.optimizers, self.train, self.plan)
+        self.computing.begin()
         if self.restore():
             self.world.pulse.stepped(at.step)
             yield Resumed(at.step, at.epoch)

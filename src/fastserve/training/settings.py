@@ -13,7 +13,7 @@ from fastserve.tasks.base import Task
 from fastserve.types import Recipe
 
 SHORT_RUN = 1_000
-"""In a run of fewer steps no loss is taken for a spike unless the user says so."""
+"""In a run of fewer steps no loss is taken for a spike, and nothing is compiled, unless the user says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,12 @@ class Settings:
     def total_steps(self) -> int:
         steps = self.recipe.epochs * self.steps_per_epoch
         return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def compiles(self, device: str) -> bool:
+        """Whether the network is compiled on a device of this type; in a short run that takes longer than it saves."""
+        if self.compile is not None:
+            return self.compile
+        return device == "cuda" and self.total_steps >= SHORT_RUN
 
     def rate_at(self, step: int) -> float:
         """Factor of the learning rate for optimizer step `step` (from 0): a linear warm-up, then the schedule."""
