@@ -170,14 +170,15 @@ def _by_hand(
     of_hidden: Tensor,
     of_parameters: list[Tensor],
 ) -> Tensor:
-    """As `_by_autograd`, for a matrix: weight * (softmax - 1 at the target) is made in the place of the logits."""
+    """As `_by_autograd`, for a matrix: in fewer passes over the logits."""
     logits = _wide(hidden @ matrix.T)
     weights = weights.to(logits.dtype)
-    whole = torch.logsumexp(logits, -1)
-    losses = whole - logits.gather(1, targets[:, None])[:, 0]
+    shares = torch.log_softmax(logits, -1)
+    losses = -shares.gather(1, targets[:, None])[:, 0]
+    whole = logits.gather(1, targets[:, None])[:, 0] + losses  # log(sum(exp)), without a pass of its own
     slope = weights * (1 + 2 * z_loss * whole)
-    logits.sub_(whole[:, None]).exp_().mul_(slope[:, None]).scatter_add_(1, targets[:, None], -weights[:, None])
-    gradient = logits.to(hidden.dtype)
+    shares.exp_().mul_(slope[:, None]).scatter_add_(1, targets[:, None], -weights[:, None])
+    gradient = shares.to(hidden.dtype)
     of_hidden.copy_(gradient @ matrix)
     for together in of_parameters:  # one or, where the head is frozen, none
         if together.dtype == hidden.dtype:
