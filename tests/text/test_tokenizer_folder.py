@@ -105,6 +105,30 @@ def test_the_template_of_a_folder_is_found_and_kept(tmp_path: Path) -> None:
     assert theirs.apply_chat_template(messages, tokenize=False) == made.template.render(TALK.messages)
 
 
+def test_every_tokenizer_can_be_given_a_chat_template(tokenizer: LanguageTokenizer, tmp_path: Path) -> None:
+    import transformers
+
+    made = tokenizer.for_chats()
+    assert made.template is not None
+    ids, weights = made.template.spans(TALK, made)
+    said = made.decode(ids[weights > 0], special=True)
+    assert ids[weights > 0][-1] in made.ends
+    assert "</s><|im_end|><eos>" in said
+    made.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": message.role, "content": "床前"} for message in TALK.messages]
+    expected = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert made.template.encode([Message(message.role, "床前") for message in TALK.messages], made).tolist() == expected
+
+
+def test_a_template_whose_end_the_tokenizer_does_not_know_is_refused(tmp_path: Path) -> None:
+    tokenizer = LanguageTokenizer.read(folder_of("gpt2", tmp_path))
+    with pytest.raises(ConfigError, match=r"could never end an answer.*available: <\|endoftext\|>"):
+        tokenizer.for_chats(CHATML)
+    assert tokenizer.template is None
+    assert tokenizer.for_chats("{% for m in messages %}{{ m.content + eos_token }}{% endfor %}").template is not None
+
+
 def change(folder: Path, name: str = "tokenizer_config.json", **values: Any) -> None:
     path = folder / name
     content = json.loads(path.read_text("utf-8")) if path.exists() else {}

@@ -24,6 +24,14 @@ CHATML = (
 )
 """For tokenizers trained here, in words that every runtime knows; a system prompt is a first message of that role."""
 
+PLAIN_CHAT = (
+    "{% for message in messages %}"
+    "{{ message['role'] + '\\n' + message['content'] + eos_token + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant\\n' }}{% endif %}"
+)
+"""For tokenizers without ChatML's tokens and without a template: the token that ends a text ends a message too."""
+
 GUARD = "\ufdd2"
 """Put into what looks like a special token in a message, so that it stays text; no text has this character."""
 _STRANGE = str.maketrans(dict.fromkeys((START, STOP, GUARD), "\N{REPLACEMENT CHARACTER}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +13,9 @@ import numpy as np
 import tokenizers
 from tokenizers import Encoding
 
-from fastserve.errors import BundleError, ConfigError, DataError
+from fastserve.errors import BundleError, ConfigError, DataError, choices
 from fastserve.files import write_json, write_text
-from fastserve.text.chat import CHATML, ChatTemplate
+from fastserve.text.chat import CHATML, PLAIN_CHAT, ChatTemplate
 from fastserve.text.decoding import TextStream, TokenBytes, token_bytes
 from fastserve.text.encoder import blocks
 from fastserve.text.sealed import Sealed, seal
@@ -176,6 +177,29 @@ class LanguageTokenizer:
             return None
         tokens = {name: value for name, value in self.settings.items() if name.endswith("_token")}
         return ChatTemplate(source, tokens, where=f"the chat template of {self.where}")
+
+    def for_chats(self, source: str | None = None) -> LanguageTokenizer:
+        """This tokenizer with a chat template: the given one, its own, or one that its special tokens allow.
+
+        ConfigError where the template is faulty, or ends what the assistant says with nothing that the model could end
+        it with.
+        """
+        allowed = CHATML if {TURN, TURN_END} <= set(self.special) else PLAIN_CHAT
+        other = copy.copy(self)
+        given = {} if source is None else {"chat_template": source}
+        other.settings = {"chat_template": allowed, **self.settings, **given}
+        for name in ("template", "ends"):
+            other.__dict__.pop(name, None)
+        if other.template is None:
+            raise ConfigError(f"{self.where}: its chat_template is no text; expected a Jinja template")
+        other.template.check()
+        if other.template.ends(other) is None:
+            raise ConfigError(
+                f"{other.template.where} ends what the assistant says with no special token of the tokenizer, so that "
+                "the model could never end an answer. Write {{ eos_token }} behind it, or one of these; "
+                f"{choices('', self.special)}"
+            )
+        return other
 
     @cached_property
     def bytes(self) -> TokenBytes:
