@@ -14,6 +14,8 @@ from torch import nn
 from fastserve.errors import ConfigError, DataError, NotFoundError
 from fastserve.models import NetworkShape, build, find
 from fastserve.models.attention import CachedCausal, PackedCausal
+from fastserve.models.causal_folder import CausalFolder
+from fastserve.models.pretrained import PretrainedFolder
 
 transformers = pytest.importorskip("transformers")
 
@@ -132,6 +134,12 @@ def test_a_model_that_computes_something_else_is_refused(tmp_path: Path) -> None
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="falcon"):
         build(str(tmp_path), {}, SHAPE, causal=True)
+
+
+def test_where_either_sort_will_do_a_folder_is_what_it_was(tmp_path: Path) -> None:
+    model_of("gpt2").save_pretrained(tmp_path)
+    assert isinstance(find(str(tmp_path), causal=None), CausalFolder)
+    assert isinstance(find(str(tmp_path)), PretrainedFolder)
 
 
 def test_the_sort_of_network_that_a_task_needs_is_said() -> None:

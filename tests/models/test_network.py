@@ -19,7 +19,8 @@ TEXTS = random_texts(np.random.default_rng(0), [4, 2])
 
 @pytest.mark.parametrize("name", NETWORKS.names())
 def test_every_network_tells_what_it_needs_before_it_is_built(name: str) -> None:
-    kind = find(name, causal=BUILTIN[name].causal)
+    kind = find(name, causal=None)
+    assert find(name, causal=BUILTIN[name].causal) is kind
     assert set(kind.encodings) <= {"tokens", "ngrams"}
     assert kind.preferences.vocabulary_size > 0
     for rows in (100, 100_000):

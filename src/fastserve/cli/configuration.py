@@ -38,5 +38,5 @@ def schema(network: str | None) -> None:
     else:
         from fastserve.models import find
 
-        model = find(network).Options
+        model = find(network, causal=None).Options
     click.echo(json.dumps(model.model_json_schema(), ensure_ascii=False, indent=2))

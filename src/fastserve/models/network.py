@@ -7,6 +7,7 @@ Face folder and a user's own torch module are made to follow them.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,12 +173,13 @@ def resolve(name: str, rows: int) -> str:
     return "linear" if rows >= MANY_ROWS else "wide-deep"
 
 
-def find(name: str, *, saved_in: Path | None = None, causal: bool = False) -> NetworkKind:
+def find(name: str, *, saved_in: Path | None = None, causal: bool | None = False) -> NetworkKind:
     """The network that a user named, before it is built.
 
     name: one of `plugins.NETWORKS`, a local Hugging Face folder, or `module:Class`.
     saved_in: a folder that holds the network's own files (`HasFiles`); then the folder that `name` says is not needed.
-    causal: whether it is to write text (`models.causal.CausalNetwork`); else it gives each row some outputs.
+    causal: whether it is to write text (`models.causal.CausalNetwork`); else it gives each row some outputs. None takes
+    either, and of a folder what its configuration says that it was.
     NotFoundError where there is no such network, ConfigError where it is of the other sort.
     """
     if saved_in is not None and (saved_in / "config.json").is_file() and name not in plugins.NETWORKS.names():
@@ -223,14 +225,14 @@ def build(
     return kind(config.check(kind.Options, options, f"model.options of '{name}'"), shape)
 
 
-def _saved(name: str, folder: Path, causal: bool) -> NetworkKind:
+def _saved(name: str, folder: Path, causal: bool | None) -> NetworkKind:
     if ":" in name and not (Path(name) / "config.json").is_file():
         return find(name, causal=causal)
     return _folder(folder, causal, weights=False)
 
 
-def _folder(folder: Path, causal: bool, *, weights: bool = True) -> NetworkKind:
-    if causal:
+def _folder(folder: Path, causal: bool | None, *, weights: bool = True) -> NetworkKind:
+    if causal or (causal is None and re.search("CausalLM|LMHead", (folder / "config.json").read_text("utf-8"))):
         from fastserve.models.causal_folder import CausalFolder
 
         return CausalFolder(folder, weights=weights)
@@ -239,8 +241,8 @@ def _folder(folder: Path, causal: bool, *, weights: bool = True) -> NetworkKind:
     return PretrainedFolder(folder, weights=weights)
 
 
-def _check_sort(name: str, is_causal: bool, wanted: bool) -> None:
-    if is_causal != wanted:
+def _check_sort(name: str, is_causal: bool, wanted: bool | None) -> None:
+    if wanted is not None and is_causal != wanted:
         does, others = ("writes text", "labels it") if is_causal else ("labels text", "writes it")
         fitting = [name for name, reads in BUILTIN.items() if reads.causal == wanted]
         raise ConfigError(
