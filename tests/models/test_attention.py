@@ -69,7 +69,7 @@ def test_cached_logits_are_those_of_whole_rows(form: str) -> None:
     network, tokens = decoder(form=form), rows([5, 12, 9])
     whole = network.hidden(tokens.values.long(), PackedCausal(tokens.offsets))
     ids = [tokens.values[start:stop].long() for start, stop in ((0, 5), (5, 17), (17, 26))]
-    cache = CachedCausal(network.sizes.layers, 3)
+    cache = CachedCausal(network.layers, 3)
     begun, last = [3, 0, 7], [5, 12, 9]
     prefix = torch.cat([row[:count] for row, count in zip(ids, begun, strict=True)])
     found = [list(part) for part in network.hidden(prefix, cache.extend(begun)).split(begun)]
