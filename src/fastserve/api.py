@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from fastserve import device
 from fastserve.bundle.bundle import Bundle
 from fastserve.bundle.predictor import Predictor
 from fastserve.config import Columns, Config, DataConfig, TrainConfig, check, home, load_config
-from fastserve.errors import ConfigError, StorageError, choices
+from fastserve.errors import ConfigError, DataError, StorageError, choices
 from fastserve.registry import Registry, Version
 from fastserve.types import Message, Prediction, Report
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from fastserve.generation.sampling import Sampling
     from fastserve.generation.writing import Written
     from fastserve.training.plan import Plan
+
+Chat = Sequence[Mapping[str, str] | Message]
+"""A conversation, as the OpenAI API has it."""
 
 
 class Model:
@@ -62,16 +65,16 @@ class Model:
         """Whether its answers are texts, not labels."""
         return self.bundle.manifest.task == "generation"
 
-    def write(self, prompts: Prompt | Sequence[Prompt], **settings: Any) -> list[Written]:
-        """A text after each prompt, which is a string or a conversation (messages with role and content), in order.
+    def write(self, prompts: str | Sequence[str | Chat], **settings: Any) -> list[Written]:
+        """A text after each prompt: a string, or a conversation as `{"role": ..., "content": ...}` objects. In order.
 
         Settings: the fields of `generation.sampling.Sampling`, for instance temperature=0.7, max_tokens=200, seed=1.
         """
         from fastserve.generation.sampling import Sampling
 
         found = check(Sampling, settings, "write()")
-        several = [prompts] if isinstance(prompts, str) or _is_conversation(prompts) else prompts
-        return self.writer.write(cast("Sequence[Prompt]", several), found)
+        several = [prompts] if isinstance(prompts, str) else prompts
+        return self.writer.write([_as_prompt(prompt) for prompt in several], found)
 
     def predict(self, texts: str | Sequence[str]) -> list[Prediction]:
         """One answer for each text, in order. ConfigError for a model that writes."""
@@ -226,8 +229,15 @@ def sampling(words: Sequence[str]) -> Sampling:
     return check(Sampling, settings, "the command")
 
 
-def _is_conversation(prompts: object) -> bool:
-    return isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], Message)
+def _as_prompt(prompt: str | Chat) -> Prompt:
+    if isinstance(prompt, str):
+        return prompt
+    try:
+        return [one if isinstance(one, Message) else Message(**one) for one in prompt]
+    except TypeError:
+        raise DataError(
+            f"{prompt!r} is no conversation: expected a list of objects with 'role' and 'content'"
+        ) from None
 
 
 def _publish_once(model: Model, name: str) -> Version:

@@ -127,6 +127,13 @@ class ModelConfig(Section):
         None,
         description="a model of one's own to go on from (name, name@3, name@alias or folder): its text steps, network and weights",
     )
+    lora: dict[str, Any] | None = Field(
+        None,
+        description="generation: train small matrices beside frozen weights; {} takes the defaults of rank, alpha, dropout, targets, base",
+    )
+    merge: bool = Field(
+        False, description="generation: add what LoRA learned to the weights at the end, instead of keeping it apart"
+    )
     embeddings: str | None = Field(
         None,
         description="pretrained word vectors (text format of word2vec/GloVe/fastText, also .gz) for the classic networks",
@@ -174,9 +181,16 @@ class TrainConfig(Section):
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="auto: bf16 where the processor multiplies it fast and the network gains"
     )
+    beta: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="generation, preferences: how closely the network is held to what it was"
+    )
+    chosen_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="generation, preferences: how much the likelihood of chosen answers counts beside their margin"
+    )
     device: str = "auto"
     compile: bool | Auto = Field(
-        "auto", description="whether torch.compile makes the network faster, after a minute or so; auto: on a GPU"
+        "auto",
+        description="whether torch.compile makes the network faster, after a minute or so; auto: on a GPU, for 1,000 steps or more",
     )
     checkpoint_activations: bool = Field(
         False, description="compute blocks again in the backward pass: less memory, a third more time"
@@ -275,7 +289,7 @@ class DistributedConfig(Section):
 class Config(Section):
     """A whole job: raw text to a published model."""
 
-    task: str = Field("classification", description="classification or generation")
+    task: str = Field("classification", description="classification, generation or masked")
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
     model: ModelConfig = ModelConfig()

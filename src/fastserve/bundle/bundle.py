@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
 CARD = "card.md"
+ADAPTER = "adapter"
+"""The folder of a LoRA adapter that is kept apart from the weights; `peft` loads it."""
 _MOST_MANIFEST_BYTES = 64 << 20
 
 

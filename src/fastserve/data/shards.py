@@ -35,6 +35,10 @@ class Shards:
         return int(self.starts[-1])
 
     @property
+    def encodings(self) -> tuple[str, ...]:
+        return self.stores[0].encodings
+
+    @property
     def targets(self) -> npt.NDArray[Any]:
         return np.concatenate([store.targets for store in self.stores])
 

@@ -12,10 +12,12 @@ from fastserve.types import (
     Completion,
     Conversation,
     Document,
+    Encoded,
     FloatArray,
     IntArray,
     LongArray,
     PlainText,
+    Preference,
     Ragged,
 )
 
@@ -58,12 +60,21 @@ class Faults:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """targets: int64 (rows, 3), counted tokens' characters, bytes and number; rows: int64 (rows,), lines."""
+class Rows:
+    """targets: int64 (rows, 3), counted tokens' characters, bytes and number; rows: int64 (rows,), lines.
+
+    rejected: of pairs of answers the worse ones, with their prompts; `tokens` and `targets` are then the better ones'.
+    """
 
     tokens: Ragged
     targets: LongArray
     rows: LongArray
+    rejected: Ragged | None = None
+
+    @property
+    def encoded(self) -> Encoded:
+        """The encodings by name."""
+        return {"tokens": self.tokens} | ({} if self.rejected is None else {"rejected": self.rejected})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +85,33 @@ class RowMaker:
     context: int
     faults: Faults = field(default_factory=Faults)
 
-    def encode(self, documents: Sequence[Document], lines: LongArray) -> Encoded:
+    def encode(self, documents: Sequence[Document], lines: LongArray) -> Rows:
         """The rows of documents of one kind."""
+        pairs = [document for document in documents if isinstance(document, Preference)]
+        if pairs and len(pairs) == len(documents):
+            return self._encode_pairs(pairs, lines)
         found: list[Row] = []
         numbers: list[int] = []
         for rows, line in zip(self._rows_of_all(documents, lines.tolist()), lines.tolist(), strict=True):
             found += rows
             numbers += [line] * len(rows)
-        tokens = Ragged.from_rows([row.ids for row in found])
-        weights = [row.weights for row in found if row.weights is not None]
-        if weights:
-            tokens = Ragged(tokens.values, tokens.offsets, np.concatenate(weights))
-        sizes = [(len(row.text), len(row.text.encode("utf-8", "replace")), row.counted) for row in found]
-        return Encoded(tokens, np.array(sizes, np.int64).reshape(-1, 3), np.array(numbers, np.int64))
+        return Rows(_ragged(found), _sizes(found), np.array(numbers, np.int64))
+
+    def _encode_pairs(self, pairs: Sequence[Preference], lines: LongArray) -> Rows:
+        """One row a pair of answers; a pair is left out where one of them has no room."""
+        chosen, rejected, numbers = [], [], []
+        encoded = self.pipeline.encode_pairs(pairs)
+        for pair, (better, worse), line in zip(pairs, encoded, lines.tolist(), strict=True):
+            both = [
+                row
+                for answer, text in ((better, pair.chosen), (worse, pair.rejected))
+                for row in self._fitted(*answer, text, line)
+            ]
+            if len(both) == 2:
+                chosen.append(both[0])
+                rejected.append(both[1])
+                numbers.append(line)
+        return Rows(_ragged(chosen), _sizes(chosen), np.array(numbers, np.int64), _ragged(rejected))
 
     def _rows_of_all(self, documents: Sequence[Document], lines: list[int]) -> Iterator[list[Row]]:
         plain = [document for document in documents if isinstance(document, PlainText)]
@@ -97,7 +122,7 @@ class RowMaker:
         answered = [document for document in documents if isinstance(document, Completion | Conversation)]
         encoded = self.pipeline.encode_answered(answered)
         for asked, (ids, weights), line in zip(answered, encoded, lines, strict=True):
-            yield self._answered(asked, ids, weights, line)
+            yield self._fitted(ids, weights, _said(asked), line)
 
     def _pieces(self, document: PlainText, ids: IntArray, line: int) -> list[Row]:
         """A long text becomes rows that overlap by one token, so that each token is predicted exactly once."""
@@ -108,10 +133,8 @@ class RowMaker:
         # the whole text's characters stand at its first row: figures are sums over all rows
         return [Row(part, None, "" if number else document.text) for number, part in enumerate(parts)]
 
-    def _answered(
-        self, document: Completion | Conversation, ids: IntArray, weights: FloatArray, line: int
-    ) -> list[Row]:
-        text = _said(document)
+    def _fitted(self, ids: IntArray, weights: FloatArray, text: str, line: int) -> list[Row]:
+        """The row, cut where it does not fit, or none where nothing would be left to learn."""
         if len(ids) > self.context:
             ids, weights = ids[: self.context], weights[: self.context]
             if not weights[1:].any():
@@ -120,6 +143,17 @@ class RowMaker:
             self.faults.cut.append(line)
             text = self.pipeline.tokenizer.decode(ids[weights > 0])
         return [Row(ids, weights, text)]
+
+
+def _ragged(rows: Sequence[Row]) -> Ragged:
+    tokens = Ragged.from_rows([row.ids for row in rows])
+    weights = [row.weights for row in rows if row.weights is not None]
+    return Ragged(tokens.values, tokens.offsets, np.concatenate(weights)) if weights else tokens
+
+
+def _sizes(rows: Sequence[Row]) -> LongArray:
+    sizes = [(len(row.text), len(row.text.encode("utf-8", "replace")), row.counted) for row in rows]
+    return np.array(sizes, np.int64).reshape(-1, 3)
 
 
 def _said(document: Completion | Conversation) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from fastserve.errors import BundleError, ConfigError
 from fastserve.text.chat import ChatTemplate
 from fastserve.text.language_tokenizer import LanguageTokenizer
-from fastserve.types import Completion, Conversation, FloatArray, IntArray, Message, PlainText
+from fastserve.types import Completion, Conversation, FloatArray, IntArray, Message, PlainText, Preference
 
 Kind = Literal["text", "completion", "conversation"]
 PROMPT_END = "\n"
@@ -53,6 +53,23 @@ class WritingPipeline:
             weights = np.ones(len(self._begin) + len(prompt) + len(answer) + 1, np.float32)
             weights[: len(self._begin) + len(prompt)] = 0
             yield np.concatenate([self._begin, prompt, answer, self._end]), weights
+
+    def encode_pairs(
+        self, pairs: Sequence[Preference]
+    ) -> Iterator[tuple[tuple[IntArray, FloatArray], tuple[IntArray, FloatArray]]]:
+        """As `encode_answered`, of the better and of the worse answer; nothing of the prompt counts."""
+        for pair in pairs:
+            better, worse = (self._answer(pair.prompt, answer) for answer in (pair.chosen, pair.rejected))
+            yield better, worse
+
+    def _answer(self, prompt: str | tuple[Message, ...], answer: str) -> tuple[IntArray, FloatArray]:
+        if isinstance(prompt, str) and self.kind != "conversation":
+            return next(self.encode_answered([Completion(prompt, answer)]))
+        before = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+        said = Conversation((*before, Message("assistant", answer)))
+        ids, weights = next(self.encode_answered([said]))
+        weights[: len(self._chat.encode(before, self.tokenizer))] = 0  # earlier answers are part of the prompt
+        return ids, weights
 
     # What is asked
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fastserve import device, models
-from fastserve.bundle.bundle import Bundle
+from fastserve.bundle.bundle import ADAPTER, Bundle
 from fastserve.bundle.runtimes.padded import batches, padded_lengths
 from fastserve.errors import BundleError
 from fastserve.models import NetworkShape, RaggedTensor
@@ -77,4 +77,8 @@ def build_network(bundle: Bundle) -> nn.Module:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise BundleError(f"{bundle.folder}: the weights do not fit the network '{spec.name}': {error}") from error
+    if (bundle.folder / ADAPTER).is_dir():
+        from fastserve.models.lora import load_adapter
+
+        load_adapter(network, bundle.folder / ADAPTER)
     return network

@@ -9,6 +9,7 @@ from fastserve.config import Config
 from fastserve.models import reads
 from fastserve.training.course import Work
 from fastserve.training.generation.prepare import load, prepare, resolve
+from fastserve.training.start import start_of
 
 if TYPE_CHECKING:
     from fastserve.distributed.world import World
@@ -21,7 +22,8 @@ class GenerationCourse:
     """Texts, prompts or conversations to a model that writes."""
 
     def check(self, config: Config) -> None:
-        reads(resolve(config), causal=True)
+        if start_of(config) is None:
+            reads(resolve(config), causal=True)
 
     def prepare(self, config: Config, folder: Path, meanwhile: Work) -> None:
         prepare(config, folder, meanwhile)
@@ -29,7 +31,7 @@ class GenerationCourse:
     def start(self, config: Config, folder: RunFolder, world: World) -> TrainingRun:
         from fastserve.training.generation.setup import Setup
 
-        return Setup(config, load(folder.data)).run(folder.checkpoints, world)
+        return Setup(config, load(folder.data)).run(folder.checkpoints, folder.scratch, world)
 
     def finish(self, run: TrainingRun, folder: RunFolder, origin: Origin) -> None:
         from fastserve.training.generation.finish import finish

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,21 @@ from typing import Any
 import numpy as np
 
 from fastserve import files, log
+from fastserve.bundle.bundle import Bundle
 from fastserve.config import Config
 from fastserve.data.corpus import DocumentBlock
-from fastserve.data.corpus_split import CorpusPart, CorpusSplits, split_corpus, whole_text
+from fastserve.data.corpus_split import CorpusPart, split_corpus, whole_text
 from fastserve.data.shards import Shards
 from fastserve.data.store import StoreWriter, write_store
-from fastserve.errors import DataError
+from fastserve.errors import ConfigError, DataError
 from fastserve.models import reads
 from fastserve.text.chat import CHATML, ChatTemplate
 from fastserve.text.language_tokenizer import LanguageTokenizer
 from fastserve.text.rows import RowMaker
 from fastserve.text.writing_pipeline import Kind, WritingPipeline
 from fastserve.training.course import PREPARED, Work
-from fastserve.types import Completion, Conversation, Preference, TextPreferences
+from fastserve.training.start import start_of
+from fastserve.types import Completion, Conversation, Document, Message, PlainText, Preference, TextPreferences
 
 FIT_CHARACTERS = 100_000_000
 """Of the training texts that a tokenizer is trained on; evenly spread ones of a larger corpus."""
@@ -35,6 +37,9 @@ DESCRIBED = 1_000_000
 """Characters by which a tokenizer is described."""
 SHARD_TOKENS = 1 << 26
 PARTS = ("train", "validation", "test")
+CONTEXT = 2_048
+"""Where a network that is gone on from says nothing of it."""
+SAMPLE_CHARACTERS = 20
 SAMPLES = 4
 """Held-out documents whose beginnings are written on in each evaluation."""
 
@@ -46,9 +51,14 @@ def resolve(config: Config) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything that training needs of the data. context: most tokens of a row. prompts: that samples begin with."""
+    """Everything that training needs of the data. context: most tokens of a row. prompts: that samples begin with.
+
+    start: the folder of the model that is gone on from. are_pairs: whether rows are two answers to compare.
+    """
 
     network: str
+    start: Path | None
+    are_pairs: bool
     pipeline: WritingPipeline
     context: int
     train: Shards
@@ -74,6 +84,8 @@ def load(folder: Path) -> Prepared:
     parts = {name: Shards.open(folder / name) for name in PARTS if (folder / name).is_dir()}
     return Prepared(
         network=state["network"],
+        start=None if state["start"] is None else Path(state["start"]),
+        are_pairs=state["are_pairs"],
         pipeline=WritingPipeline.load(folder, state["text"]),
         context=state["context"],
         train=parts["train"],
@@ -97,17 +109,24 @@ class Preparation:
         present = {name: part for name, part in parts.items() if part is not None}
         log.say(f"{splits.train.corpus.address}: {splits.train.corpus.description}")
         log.say("documents: " + ", ".join(f"{len(part):,} {name}" for name, part in present.items()))
-        preferences = reads(resolve(self.config), causal=True).preferences
-        pipeline = self.pipeline(splits, preferences)
-        longest = self.config.text.max_length
-        context = preferences.max_length if longest == "auto" else longest
+        start = start_of(self.config)
+        some = next(splits.train.blocks()).documents
+        if isinstance(some[0], Preference) and start is None and not Path(resolve(self.config)).is_dir():
+            raise ConfigError(
+                "preferences tune a model that writes already: name it with model.start=NAME, or a Hugging Face folder "
+                "as model.network"
+            )
+        pipeline = self.pipeline(splits.train, some, start)
+        context = self.context(start)
         for name, part in present.items():
             maker = RowMaker(pipeline, context)
             write_shards(part.blocks(), maker, self.folder / name)
             for sentence in maker.faults.sentences(context):
                 log.say(f"{part.corpus.address}: {sentence}")
         state = {
-            "network": resolve(self.config),
+            "network": resolve(self.config) if start is None else start.manifest.network.name,
+            "start": None if start is None else str(start.folder.absolute()),
+            "are_pairs": isinstance(some[0], Preference),
             "context": context,
             "text": pipeline.save(self.folder),
             "prompts": sample_prompts(splits.validation),
@@ -115,21 +134,43 @@ class Preparation:
         }
         files.write_json(self.folder / PREPARED, state)
 
-    def pipeline(self, splits: CorpusSplits, preferences: TextPreferences) -> WritingPipeline:
+    def context(self, start: Bundle | None) -> int:
+        """Most tokens of a row."""
+        wanted = self.config.text.max_length
+        if start is None:
+            preferred = reads(resolve(self.config), causal=True).preferences.max_length
+            return preferred if wanted == "auto" else wanted
+        most = start.manifest.network.options.get("context")
+        if wanted == "auto":
+            return CONTEXT if most is None else int(most)
+        if most is not None and wanted > most:
+            raise ConfigError(f"text.max_length is {wanted:,}, but model.start was made for at most {most:,} tokens")
+        return wanted
+
+    def pipeline(self, part: CorpusPart, some: Sequence[Document], start: Bundle | None) -> WritingPipeline:
         """The tokenizer that is named, that belongs to the network, or that is trained on the training documents."""
         text = self.config.text
-        path = text.tokenizer or preferences.tokenizer_file
-        if path is not None:
-            tokenizer = LanguageTokenizer.read(Path(path))
-        elif (self.folder / "fitted").is_dir():
-            tokenizer = LanguageTokenizer.read(self.folder / "fitted")
-        else:
-            tokenizer = self._trained(splits.train, preferences)
-        some = next(splits.train.blocks()).documents
+        before = None if start is None else start.writing
+        if before is not None and (text.tokenizer or text.vocabulary_size != "auto"):
+            raise ConfigError("model.start brings its own tokenizer: leave text.tokenizer and text.vocabulary_size out")
+        tokenizer = self._trained_or_read(part) if before is None else before.tokenizer
         log.say(f"tokenizer: {tokenizer.vocabulary_size:,} tokens, {tokenizer.describe(described(some))}")
-        kind = kind_of(some[0])
-        template = template_of(text.chat_template, tokenizer) if kind == "conversation" else None
+        kind = kind_of(some[0], before)
+        template = None
+        if kind == "conversation":
+            known = None if before is None else before.template
+            wanted = text.chat_template
+            template = known if known is not None and wanted is None else template_of(wanted, tokenizer)
         return WritingPipeline(tokenizer, kind, template)
+
+    def _trained_or_read(self, part: CorpusPart) -> LanguageTokenizer:
+        preferences = reads(resolve(self.config), causal=True).preferences
+        path = self.config.text.tokenizer or preferences.tokenizer_file
+        if path is not None:
+            return LanguageTokenizer.read(Path(path))
+        if (self.folder / "fitted").is_dir():
+            return LanguageTokenizer.read(self.folder / "fitted")
+        return self._trained(part, preferences)
 
     def _trained(self, part: CorpusPart, preferences: TextPreferences) -> LanguageTokenizer:
         size = self.config.text.vocabulary_size
@@ -161,7 +202,7 @@ def some_texts(part: CorpusPart, progress: log.Progress) -> Iterator[str]:
             progress.advance(len(block))
 
 
-def described(documents: Iterable[Any]) -> list[str]:
+def described(documents: Iterable[Document]) -> list[str]:
     """The first texts, up to DESCRIBED characters."""
     texts, left = [], DESCRIBED
     for document in documents:
@@ -173,10 +214,17 @@ def described(documents: Iterable[Any]) -> list[str]:
     return texts
 
 
-def kind_of(document: object) -> Kind:
-    """What a bare string will mean to a model that learns from such documents."""
+def kind_of(document: Document, before: WritingPipeline | None = None) -> Kind:
+    """What a bare string will mean to a model that learns from such documents.
+
+    before: of the model that is gone on from, which knows how the bare prompts of pairs of answers are framed.
+    """
     if isinstance(document, Conversation):
         return "conversation"
+    if isinstance(document, Preference):
+        if not isinstance(document.prompt, str):
+            return "conversation"
+        return "completion" if before is None or before.kind == "text" else before.kind
     return "completion" if isinstance(document, Completion) else "text"
 
 
@@ -193,12 +241,20 @@ def sample_prompts(part: CorpusPart) -> list[str]:
     return prompts
 
 
-def _beginning(document: object) -> str:
-    if isinstance(document, Completion):
-        return document.prompt
-    if isinstance(document, Conversation):
-        return next((message.content for message in document.messages if message.role == "user"), "")
-    return "" if isinstance(document, Preference) else whole_text(document)[:20]  # type: ignore[arg-type]
+def _beginning(document: Document) -> str:
+    match document:
+        case PlainText():
+            return document.text[:SAMPLE_CHARACTERS]
+        case Completion():
+            return document.prompt
+        case Conversation():
+            return _asked(document.messages)
+        case Preference():
+            return document.prompt if isinstance(document.prompt, str) else _asked(document.prompt)
+
+
+def _asked(messages: Iterable[Message]) -> str:
+    return next((message.content for message in messages if message.role == "user"), "")
 
 
 def write_shards(blocks: Iterable[DocumentBlock], maker: RowMaker, folder: Path) -> None:
@@ -257,7 +313,7 @@ class ShardWriter:
         documents = tokens = 0
         while block is not None:
             encoded = self.maker.encode(block.documents, block.rows)
-            store.append({"tokens": encoded.tokens}, encoded.targets, encoded.rows)
+            store.append(encoded.encoded, encoded.targets, encoded.rows)
             documents, tokens = documents + len(block), tokens + len(encoded.tokens.values)
             progress.advance(len(encoded.tokens.values))
             block = next(left, None) if tokens < SHARD_TOKENS else None
