@@ -297,6 +297,11 @@ def test_long_conversations_are_not_taken_for_endless_ones(tokenizer: LanguageTo
     assert template(MARKED).spans(short, tokenizer)[1].sum() > 600
 
 
+def test_half_a_character_in_a_message_is_said(tokenizer: LanguageTokenizer) -> None:
+    with pytest.raises(DataError, match="holds half a character"):
+        template(CHATML).encode([Message("user", "a\ud800")], tokenizer)
+
+
 def test_templates_share_nothing() -> None:
     made = template(
         "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}"

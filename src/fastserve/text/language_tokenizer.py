@@ -227,7 +227,10 @@ class LanguageTokenizer:
         Special tokens in it are special, as the template wrote them, unless chat.GUARD stands within.
         """
         written = [self._sealed.open(part) for part in parts]
-        (one,) = _encodings(self._sealed.tokenizer.encode_batch, ["".join(written)])
+        try:
+            one = self._sealed.tokenizer.encode("".join(written), add_special_tokens=False)  # too short for threads
+        except TypeError:
+            raise DataError(_not_a_text(written)) from None
         ends = np.cumsum([len(part) for part in written])
         starts = [start for start, _ in one.offsets]
         places = np.minimum(np.searchsorted(ends, starts, side="right"), len(parts) - 1)

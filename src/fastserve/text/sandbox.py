@@ -31,7 +31,7 @@ START, STOP = "\ufdd0", "\ufdd1"
 
 _BUDGET = " budget"  # a name that no template can write
 _WIDTH = re.compile(r"\d{4,}|\*|\{[^{}]*\{")  # in a format: blanks without end
-_LOOK = 32  # steps between looks at the clock, which costs as much as they do
+_LOOK = 256  # steps between looks at the clock, which can cost as much as they do
 _MOST_BITS = 10_000  # of a whole number
 _MOST_FORMAT = 200  # characters of a format of dates
 _STRING_METHODS = frozenset({
@@ -64,7 +64,7 @@ class Budget:
     def __init__(self, steps: int, characters: int, seconds: float, *, marks: bool = False) -> None:
         self.steps, self.characters, self.seconds = steps, characters, seconds
         self.marks = marks
-        self._end = time.thread_time() + seconds
+        self._end: float | None = None
 
     def spend(self, characters: int = 0) -> None:
         """One step and so many characters. Exhausted where they are not there."""
@@ -74,7 +74,14 @@ class Budget:
             raise Exhausted("it makes far more text than it was given; look for a loop or a macro that repeats it")
         if self.steps < 0:
             raise Exhausted("it takes too many steps; look for a loop without an end, or for loops in each other")
-        if not self.steps % _LOOK and time.thread_time() > self._end:
+        if not self.steps % _LOOK:
+            self._look_at_the_clock()
+
+    def _look_at_the_clock(self) -> None:
+        now = time.thread_time()
+        if self._end is None:  # most renderings are done before this
+            self._end = now + self.seconds
+        if now > self._end:
             raise Exhausted(f"it is not done after {self.seconds:g} s; look for loops in each other")
 
     def weigh(self, value: Any) -> None:
