@@ -215,7 +215,10 @@ class TrainingRun:
     def _finite(self) -> bool:
         """Whether the weights are numbers, before they are kept as good ones."""
         weights = [p.detach() for p in self.network.parameters() if p.is_floating_point()]
-        return bool(whole_tensor(nn.utils.get_total_norm(weights, foreach=True)).isfinite())
+        shards = [weight for weight in weights if hasattr(weight, "to_local")]
+        rest = [weight for weight in weights if not hasattr(weight, "to_local")]  # tables, which no worker shares out
+        norms = [nn.utils.get_total_norm(group, foreach=True) for group in (shards, rest) if group]
+        return all(bool(whole_tensor(norm).isfinite()) for norm in norms)
 
     def step(self, batch: Batch, part: Part | None = None, pieces: Sequence[Piece] = ()) -> Stepped:
         """One optimizer step. part: what this worker computes of it; pieces: the same as it is computed."""
