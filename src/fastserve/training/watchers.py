@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -89,7 +90,8 @@ class TensorBoard:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Stepped):
-            self.writer.add_scalar("train/loss", event.loss, event.step)
+            if math.isfinite(event.loss):
+                self.writer.add_scalar("train/loss", event.loss, event.step)
             self.writer.add_scalar("train/learning_rate", event.learning_rate, event.step)
         elif isinstance(event, Evaluated):
             for name, value in event.metrics.items():
