@@ -118,3 +118,70 @@ def test_a_network_without_a_masked_form_is_refused_by_name(tmp_path: Path) -> N
         fs.train(task="masked", data=str(path), network="bag")
     with pytest.raises(ConfigError, match="random weights"):
         fs.train(task="masked", data=str(path), model={"start": "base"})
+
+
+def classify(data: Path, start: str, **settings: object) -> fs.Model:
+    return fs.train(
+        task="classification",
+        data={"train": str(data), "validation": 0.3, "duplicates": "keep"},
+        **{"epochs": 3, "batch": 8, "model": {"start": start}, **settings},
+    )
+
+
+@pytest.mark.usefixtures("home")
+def test_a_classifier_begins_with_its_text_steps_and_weights(
+    pretrained: fs.Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        model = classify(write_labelled(tmp_path / "labelled.tsv"), "base", learning_rate=1e-9)
+    before, after = pretrained.bundle.weights(), model.bundle.weights()
+    kept = [name for name in after if not name.startswith("output.")]
+    assert len(kept) == len(after) - 2
+    for name in kept:
+        np.testing.assert_allclose(after[name], before[name], atol=1e-6)
+    numbers = sum(before[name].size for name in kept)
+    assert f"took {len(kept)} weights ({numbers:,} numbers) from base@1; 2 of the output" in caplog.text
+    manifest = model.bundle.manifest
+    assert manifest.lineage.parent == "base@1"
+    assert manifest.network.name == "transformer"
+    assert manifest.network.options == OPTIONS
+    assert manifest.text == pretrained.bundle.manifest.text
+    assert fs.load(model.bundle.folder).predictor.check_parity() == []
+
+
+@pytest.mark.usefixtures("home")
+def test_a_classifier_learns_from_few_rows_and_can_be_gone_on_from(tmp_path: Path) -> None:
+    data = write_labelled(tmp_path / "labelled.tsv", 40)
+    first = classify(data, "base", learning_rate=1e-2)
+    report = first.bundle.report()
+    assert report is not None
+    assert report["accuracy"] == 1
+    again = classify(data, str(first.bundle.folder), learning_rate=1e-9)
+    before, after = first.bundle.weights(), again.bundle.weights()
+    for name, value in before.items():  # the labels are the same, and so is their layer
+        np.testing.assert_allclose(after[name], value, atol=1e-6)
+    assert again.bundle.manifest.lineage.parent == str(first.bundle.folder)
+    other = tmp_path / "other.tsv"
+    other.write_text(data.read_text("utf-8").replace("\ttool", "\tthing"), "utf-8")
+    third = classify(other, str(first.bundle.folder), learning_rate=1e-9)
+    assert third.labels == ["fruit", "thing"]
+    assert not np.allclose(third.bundle.weights()["output.weight"], before["output.weight"])
+    np.testing.assert_allclose(third.bundle.weights()["embedding"], before["embedding"], atol=1e-6)
+
+
+@pytest.mark.usefixtures("home")
+def test_what_would_change_the_start_is_refused(tmp_path: Path) -> None:
+    data = write_labelled(tmp_path / "labelled.tsv", 20)
+    with pytest.raises(ConfigError, match=r"text\.max_length=3 would change the text steps"):
+        classify(data, "base", text={"max_length": 3})
+    with pytest.raises(ConfigError, match=r"'blocks\.1"):
+        classify(data, "base", model={"start": "base", "options": {"layers": 2}})
+    with pytest.raises(ConfigError, match="brings its own network"):
+        classify(data, "base", model={"start": "base", "network": "bag"})
+    with pytest.raises(ConfigError, match="embeddings"):
+        classify(data, "base", model={"start": "base", "embeddings": "vectors.txt"})
+    fs.train(task="classification", data=str(data), network="linear", name="table", epochs=1)
+    other = tmp_path / "other.tsv"
+    other.write_text(data.read_text("utf-8").replace("\ttool", "\tthing"), "utf-8")
+    with pytest.raises(ConfigError, match="no weights but those of its labels"):
+        classify(other, "table")

@@ -18,12 +18,14 @@ class PackPlan:
 
     lengths: (rows,) tokens in each row. tokens: most tokens of a step on all workers together, up to one row more.
     counted: float32 (rows,), tokens of each row that count in the loss, by which workers' losses are weighed.
+    alike: rows of so many steps are sorted by length together, for a network that pads; 1: they stay at random.
     """
 
     lengths: npt.NDArray[np.integer[Any]]
     tokens: int
     seed: int
     counted: FloatArray
+    alike: int = 1
 
     @property
     def steps(self) -> int:
@@ -40,13 +42,21 @@ class PackPlan:
 
     def epoch(self, number: int) -> list[LongArray]:
         """The steps of one epoch, each int64 (rows of it,), the longest first; every row exactly once."""
-        order = shuffled(len(self.lengths), np.random.default_rng([self.seed, number]))
-        lengths = self.lengths[order].astype(np.int64)
-        before = np.cumsum(lengths) - lengths
-        step = before * self.steps // max(int(lengths.sum()), 1)  # as many tokens in each, so that none is tiny
-        starts = np.flatnonzero(np.diff(step, prepend=-1))
+        generator = np.random.default_rng([self.seed, number])
+        order = shuffled(len(self.lengths), generator)
+        if self.alike > 1:
+            order = order[np.lexsort((self.lengths[order], self._cut(order) // self.alike))]
+        starts = np.flatnonzero(np.diff(self._cut(order), prepend=-1))
         parts = np.split(order, starts[1:])
+        if self.alike > 1:
+            parts = [parts[place] for place in generator.permutation(len(parts)).tolist()]
         return [part[np.argsort(-self.lengths[part].astype(np.int64), kind="stable")] for part in parts if len(part)]
+
+    def _cut(self, order: LongArray) -> LongArray:
+        """The step of each row, rising: as many tokens in each, so that none is tiny."""
+        lengths = self.lengths[order].astype(np.int64)
+        step: LongArray = (np.cumsum(lengths) - lengths) * self.steps // max(int(lengths.sum()), 1)
+        return step
 
 
 def packed_batches(lengths: npt.NDArray[np.integer[Any]], tokens: int) -> list[LongArray]:

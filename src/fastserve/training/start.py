@@ -21,3 +21,10 @@ def start_of(config: Config) -> Bundle | None:
             f"('{config.model.network}') out"
         )
     return Bundle.load(Registry(home()).resolve(config.model.start))
+
+
+def reference_of(start: Bundle) -> str:
+    """What a lineage calls it: name@version, or the folder of a model that is not published."""
+    folder = start.folder
+    is_published = folder.parent.parent == Registry(home()).store.folder
+    return f"{folder.parent.name}@{folder.name}" if is_published else str(folder)

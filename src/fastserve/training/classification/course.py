@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastserve.config import Config
 from fastserve.models import reads
 from fastserve.training.course import Work
+from fastserve.training.start import start_of
 
 if TYPE_CHECKING:
     from fastserve.distributed.world import World
@@ -20,7 +21,12 @@ class ClassificationCourse:
     """Texts with labels to a classifier."""
 
     def check(self, config: Config) -> None:
-        if config.model.network != "auto":
+        start = start_of(config)
+        if start is not None:
+            from fastserve.training.classification.start import check_start
+
+            check_start(config, start)
+        elif config.model.network != "auto":
             reads(config.model.network)
 
     def prepare(self, config: Config, folder: Path, meanwhile: Work) -> None:

@@ -15,7 +15,7 @@ from fastserve.evaluation.model import slice_columns
 from fastserve.models.network import HasFiles
 from fastserve.tasks.classification import Classification
 from fastserve.training.classification.prepare import HeldOut, Prepared
-from fastserve.training.classification.setup import batches
+from fastserve.training.classification.setup import Setup, batches
 from fastserve.training.loop import TrainingRun
 from fastserve.training.origin import Origin
 from fastserve.training.runs import RunFolder
@@ -47,13 +47,15 @@ def _save(
     probabilities = Classification(prepared.labels, multi_label=prepared.multi_label).probabilities(logits)
     report = judge(prepared.labels, held_out, probabilities)
     lineage = origin.lineage()
-    model = origin.config.model
+    if prepared.start is not None:
+        lineage = lineage.model_copy(update={"parent": prepared.start.reference})
+    options = Setup(origin.config, prepared).options
     return save_bundle(
         folder.bundle,
         task=origin.config.task,
         labels=prepared.labels,
         multi_label=prepared.multi_label,
-        network=NetworkSpec(name=prepared.network, options=model.options, shape=prepared.shape.to_json()),
+        network=NetworkSpec(name=prepared.network, options=options, shape=prepared.shape.to_json()),
         pipeline=prepared.pipeline,
         weights=weights,
         report=report,

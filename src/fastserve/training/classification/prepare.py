@@ -27,6 +27,7 @@ from fastserve.models import NetworkShape, reads, resolve
 from fastserve.models.builtin import Reads
 from fastserve.tasks.classification import Classification
 from fastserve.text.pipeline import TextPipeline
+from fastserve.training.classification.start import Start, load_start, take_start
 from fastserve.training.course import PREPARED, Work
 
 FIT_TEXTS = 200_000
@@ -49,6 +50,7 @@ class Prepared:
     """Everything that training needs of the data.
 
     network: the one that is trained on it, never `auto`. faults: what was wrong with it, for the report.
+    start: what the run goes on from, where it does.
     """
 
     network: str
@@ -59,6 +61,7 @@ class Prepared:
     validation: HeldOut
     test: HeldOut | None
     faults: dict[str, Any]
+    start: Start | None = None
 
     @property
     def shape(self) -> NetworkShape:
@@ -88,6 +91,7 @@ def load(folder: Path) -> Prepared:
         validation=_load_held_out(folder / VALIDATION),
         test=_load_held_out(folder / TEST) if (folder / TEST).is_dir() else None,
         faults=state["faults"],
+        start=load_start(folder, state.get("start")),
     )
 
 
@@ -106,8 +110,12 @@ class Preparation:
 
     def write(self) -> None:
         splits = self.split()
-        network = resolve(self.config.model.network, len(splits.train))
-        pipeline = self.fit(splits.train, reads(network))
+        start = take_start(self.config, self.folder)
+        if start is not None:
+            network, pipeline = start.bundle.manifest.network.name, start.bundle.pipeline
+        else:
+            network = resolve(self.config.model.network, len(splits.train))
+            pipeline = self.fit(splits.train, reads(network))
         task = Classification(splits.labels, multi_label=splits.multi_label)
         outputs = [
             Output(part, self.folder / TRAIN) if name == TRAIN else HeldOutOutput(part, self.folder / name)
@@ -120,6 +128,7 @@ class Preparation:
             "multi_label": splits.multi_label,
             "text": pipeline.save(self.folder),
             "faults": splits.to_json(),
+            "start": None if start is None else start.reference,
         }
         files.write_json(self.folder / PREPARED, state)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from fastserve.data.store import Store, write_store
 from fastserve.distributed.strategy import pick
 from fastserve.distributed.world import ALONE, World
 from fastserve.errors import ConfigError, choices
-from fastserve.models import NetworkKind, build, find
+from fastserve.models import NetworkKind, NetworkShape, build, find
 from fastserve.models.network import HasFixedInputs, HasStatistics
 from fastserve.tasks.classification import Classification, balanced_weights
 from fastserve.training.classification.prepare import Prepared
+from fastserve.training.classification.start import Start, take_weights
 from fastserve.training.loop import Rows, TrainingRun
 from fastserve.training.settings import Settings, settle
 from fastserve.types import Encoded, LongArray, Ragged
@@ -47,7 +48,18 @@ class Setup:
 
     @property
     def kind(self) -> NetworkKind:
-        return find(self.prepared.network)
+        return find(self.prepared.network, saved_in=self._saved_in)
+
+    @property
+    def _saved_in(self) -> Path | None:
+        """The folder with the network's own files, where it comes from a model."""
+        return None if self.prepared.start is None else self.prepared.start.bundle.folder
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The network's: those of the model that the run goes on from, and the user's."""
+        start = self.prepared.start
+        return {**({} if start is None else start.bundle.manifest.network.options), **self.config.model.options}
 
     def run(self, checkpoints: Path, scratch: Path, world: World = ALONE) -> TrainingRun:
         """The run before its first step (or before it takes up a checkpoint). scratch: for what can be made again."""
@@ -100,19 +112,35 @@ class Setup:
         return [wanted.get(label, 1.0) for label in labels]
 
     def network(self, *, may_be_empty: bool = False) -> nn.Module:
-        """The network, with what it learns from counts and with the user's word vectors.
+        """The network, with what it learns from counts, and with the user's word vectors or the weights of a model.
 
         may_be_empty: leave it on the meta device where its first weights can be told later (`HasFirstValues`).
         """
-        model = self.config.model
-        empty = may_be_empty and model.embeddings is None and hasattr(self.kind, "first_values")
+        model, start = self.config.model, self.prepared.start
+        begins_at_random = model.embeddings is None and start is None
+        empty = may_be_empty and begins_at_random and hasattr(self.kind, "first_values")
         with torch.device("meta") if empty else nullcontext():
-            network = build(self.prepared.network, model.options, self.prepared.shape)
+            network = self._built(self.prepared.shape)
         if isinstance(network, HasStatistics):
             network.fit_statistics(encoded_blocks(self.prepared.train))
         if model.embeddings is not None:
             log.say(self._load_embeddings(network, Path(model.embeddings)))
+        if start is not None:
+            log.say(take_weights(network, start, self._of_labels(start)))
         return network
+
+    def _built(self, shape: NetworkShape) -> nn.Module:
+        return build(self.prepared.network, self.options, shape, saved_in=self._saved_in)
+
+    def _of_labels(self, start: Start) -> set[str]:
+        """Names of the weights that belong to the labels, none where these are the model's own: their shapes change
+        with the number of labels."""
+        if list(start.bundle.manifest.labels) == self.prepared.labels:
+            return set()
+        shape = self.prepared.shape
+        with torch.device("meta"):
+            few, many = (self._built(replace(shape, outputs=shape.outputs + more)).state_dict() for more in (1, 2))
+        return {name for name, value in few.items() if value.shape != many[name].shape}
 
     def _load_embeddings(self, network: nn.Module, path: Path) -> str:
         from fastserve.models.embeddings import load_embeddings

@@ -12,6 +12,7 @@ from torch import nn
 
 from fastserve import device
 from fastserve.config import Config
+from fastserve.data.batches import WINDOW
 from fastserve.data.packs import PackPlan, packed_batches
 from fastserve.data.shards import Shards
 from fastserve.distributed.strategy import pick
@@ -78,7 +79,7 @@ class Setup:
     def plan(self, settings: Settings) -> PackPlan:
         lengths = self.prepared.train.lengths("tokens")
         tokens = settings.recipe.batch * self.prepared.pipeline.max_length
-        return PackPlan(lengths, tokens, self.config.train.seed, counted(self.prepared.train))
+        return PackPlan(lengths, tokens, self.config.train.seed, counted(self.prepared.train), alike=WINDOW)
 
     def network(self, *, may_be_empty: bool = False) -> nn.Module:
         """The network; on the meta device where its first weights can be told later (`HasFirstValues`)."""
