@@ -26,6 +26,8 @@ from fastserve.types import Recipe, TextPreferences
 
 OURS = "fastserve"
 """The name of our attention among those of `transformers`."""
+SPIKE = 3.0
+"""Times the usual loss: so much is no hard text."""
 CONTEXT = 2_048
 """Tokens of a row, where positions reach farther and the user says nothing."""
 DROPOUTS = ("attention_dropout", "attn_pdrop")
@@ -79,6 +81,7 @@ class CausalFolder:
             schedule="cosine",
             bf16=True,
             betas=(0.9, 0.95),
+            spike=SPIKE,
         )
 
     def __call__(self, options: CausalFolderOptions, shape: NetworkShape) -> nn.Module:

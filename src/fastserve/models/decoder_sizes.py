@@ -14,6 +14,8 @@ from fastserve.types import Recipe, TextPreferences
 
 TOKENS_PER_WEIGHT = 20
 """Where the loss is lowest for the computation (Hoffmann et al. 2022, arXiv 2203.15556)."""
+SPIKE = 3.0
+"""Times the usual loss: so much is no hard text."""
 EPOCHS = 4
 """Up to so many, tokens read again teach almost as much as new ones (Muennighoff et al. 2023, arXiv 2305.16264)."""
 
@@ -97,4 +99,5 @@ def recipe_of(options: DecoderOptions, rows: int) -> Recipe:
         keep="best",
         bf16=True,
         betas=(0.9, 0.95),
+        spike=SPIKE,
     )

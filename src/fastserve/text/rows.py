@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from fastserve.text.writing_pipeline import WritingPipeline
+from fastserve.errors import DataError
+from fastserve.text.writing_pipeline import Answered, WritingPipeline
 from fastserve.types import (
     Completion,
     Conversation,
@@ -40,12 +42,14 @@ class Row:
 
 @dataclass(slots=True)
 class Faults:
-    """Documents that were longer than the context, by the lines on which they begin. cut: the rest of them is lost."""
+    """Documents that do not fit, by the lines on which they begin. cut: what is over the context is lost."""
 
     split: list[int] = field(default_factory=list)
     cut: list[int] = field(default_factory=list)
     empty: list[int] = field(default_factory=list)
     """Those of which nothing to learn was left."""
+    declined: list[tuple[int, str]] = field(default_factory=list)
+    """Conversations that the chat template does not take, and why."""
 
     def sentences(self, context: int) -> Iterator[str]:
         """What a user should know."""
@@ -57,6 +61,9 @@ class Faults:
             if rows:
                 first = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
                 yield f"{len(rows):,} {what} of {context:,} tokens (rows {first}); text.max_length changes it"
+        if self.declined:
+            shown = "\n".join(f"  row {row}: {why}" for row, why in self.declined[:5])
+            yield f"{len(self.declined):,} conversations are left out, which the chat template does not take:\n{shown}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +107,11 @@ class RowMaker:
     def _encode_pairs(self, pairs: Sequence[Preference], lines: LongArray) -> Rows:
         """One row a pair of answers; a pair is left out where one of them has no room."""
         chosen, rejected, numbers = [], [], []
-        encoded = self.pipeline.encode_pairs(pairs)
-        for pair, (better, worse), line in zip(pairs, encoded, lines.tolist(), strict=True):
+        for pair, line in zip(pairs, lines.tolist(), strict=True):
             both = [
                 row
-                for answer, text in ((better, pair.chosen), (worse, pair.rejected))
-                for row in self._fitted(*answer, text, line)
+                for answer in (pair.chosen, pair.rejected)
+                for row in self._answer(partial(self.pipeline.encode_answer, pair.prompt, answer), answer, line)
             ]
             if len(both) == 2:
                 chosen.append(both[0])
@@ -119,10 +125,24 @@ class RowMaker:
             for document, ids, line in zip(plain, self.pipeline.encode_texts(plain), lines, strict=True):
                 yield self._pieces(document, ids, line)
             return
-        answered = [document for document in documents if isinstance(document, Completion | Conversation)]
-        encoded = self.pipeline.encode_answered(answered)
-        for asked, (ids, weights), line in zip(answered, encoded, lines, strict=True):
-            yield self._fitted(ids, weights, _said(asked), line)
+        completions = [document for document in documents if isinstance(document, Completion)]
+        if len(completions) == len(documents):
+            encoded = self.pipeline.encode_completions(completions)
+            for asked, (ids, weights), line in zip(completions, encoded, lines, strict=True):
+                yield self._fitted(ids, weights, asked.completion, line)
+            return
+        for chat, line in zip(documents, lines, strict=True):
+            if not isinstance(chat, Conversation):
+                raise TypeError(f"documents of several kinds: no rows are made of {type(chat).__name__} here")
+            yield self._answer(partial(self.pipeline.encode_conversation, chat), _said(chat), line)
+
+    def _answer(self, encode: Callable[[], Answered], text: str, line: int) -> list[Row]:
+        """The row, or none where the chat template does not take the conversation."""
+        try:
+            return self._fitted(*encode(), text, line)
+        except DataError as error:
+            self.faults.declined.append((line, str(error)))
+            return []
 
     def _pieces(self, document: PlainText, ids: IntArray, line: int) -> list[Row]:
         """A long text becomes rows that overlap by one token, so that each token is predicted exactly once."""
@@ -156,8 +176,6 @@ def _sizes(rows: Sequence[Row]) -> LongArray:
     return np.array(sizes, np.int64).reshape(-1, 3)
 
 
-def _said(document: Completion | Conversation) -> str:
+def _said(conversation: Conversation) -> str:
     """What is learned of it."""
-    if isinstance(document, Completion):
-        return document.completion
-    return "".join(message.content for message in document.messages if message.role == "assistant")
+    return "".join(message.content for message in conversation.messages if message.role == "assistant")

@@ -14,9 +14,11 @@ import numpy as np
 from fastserve.errors import BundleError, ConfigError
 from fastserve.text.chat import ChatTemplate
 from fastserve.text.language_tokenizer import LanguageTokenizer
-from fastserve.types import Completion, Conversation, FloatArray, IntArray, Message, PlainText, Preference
+from fastserve.types import Completion, Conversation, FloatArray, IntArray, Message, PlainText
 
 Kind = Literal["text", "completion", "conversation"]
+Answered = tuple[IntArray, FloatArray]
+"""Token ids (T,), and how much each counts in the loss."""
 PROMPT_END = "\n"
 """What parts a prompt from what is written after it, where the prompt does not end with white space itself."""
 _VERSION = 1
@@ -24,11 +26,11 @@ _VERSION = 1
 
 class WritingPipeline:
     """kind: what the model was trained on, and so what a bare string means to it: the beginning of a text, a prompt,
-    or what a user says. template: how conversations are written.
+    or what a user says. Conversations are written by the tokenizer's chat template.
     """
 
-    def __init__(self, tokenizer: LanguageTokenizer, kind: Kind, template: ChatTemplate | None = None) -> None:
-        self.tokenizer, self.kind, self.template = tokenizer, kind, template
+    def __init__(self, tokenizer: LanguageTokenizer, kind: Kind) -> None:
+        self.tokenizer, self.kind = tokenizer, kind
 
     # What is learned
 
@@ -39,35 +41,26 @@ class WritingPipeline:
             ids = encoded.values[encoded.offsets[place] : encoded.offsets[place + 1]]
             yield np.concatenate([self._begin if document.begins else ids[:0], ids, self._end[: int(document.ends)]])
 
-    def encode_answered(self, documents: Sequence[Completion | Conversation]) -> Iterator[tuple[IntArray, FloatArray]]:
-        """Of each document ids, int32 (T,), and how much each counts: 1 in an answer and its end, 0 elsewhere."""
-        completions = [document for document in documents if isinstance(document, Completion)]
-        if len(completions) != len(documents):
-            chats = [document for document in documents if isinstance(document, Conversation)]
-            yield from (self._chat.spans(chat, self.tokenizer) for chat in chats)
-            return
-        prompts = self.tokenizer.encode([ended(document.prompt) for document in completions])
-        answers = self.tokenizer.encode([document.completion for document in completions])
-        for place in range(len(completions)):
+    def encode_completions(self, documents: Sequence[Completion]) -> Iterator[Answered]:
+        """Of each document ids and weights: 1 in what follows the prompt and its end, 0 elsewhere."""
+        prompts = self.tokenizer.encode([ended(document.prompt) for document in documents])
+        answers = self.tokenizer.encode([document.completion for document in documents])
+        for place in range(len(documents)):
             prompt, answer = (part.between(place, place + 1).values for part in (prompts, answers))
             weights = np.ones(len(self._begin) + len(prompt) + len(answer) + 1, np.float32)
             weights[: len(self._begin) + len(prompt)] = 0
             yield np.concatenate([self._begin, prompt, answer, self._end]), weights
 
-    def encode_pairs(
-        self, pairs: Sequence[Preference]
-    ) -> Iterator[tuple[tuple[IntArray, FloatArray], tuple[IntArray, FloatArray]]]:
-        """As `encode_answered`, of the better and of the worse answer; nothing of the prompt counts."""
-        for pair in pairs:
-            better, worse = (self._answer(pair.prompt, answer) for answer in (pair.chosen, pair.rejected))
-            yield better, worse
+    def encode_conversation(self, conversation: Conversation) -> Answered:
+        """Ids and weights: 1 in what the assistant says and its end. DataError where the template declines it."""
+        return self._chat.spans(conversation, self.tokenizer)
 
-    def _answer(self, prompt: str | tuple[Message, ...], answer: str) -> tuple[IntArray, FloatArray]:
+    def encode_answer(self, prompt: str | tuple[Message, ...], answer: str) -> Answered:
+        """Ids and weights of one answer, of two that are compared; nothing of the prompt counts."""
         if isinstance(prompt, str) and self.kind != "conversation":
-            return next(self.encode_answered([Completion(prompt, answer)]))
+            return next(self.encode_completions([Completion(prompt, answer)]))
         before = (Message("user", prompt),) if isinstance(prompt, str) else prompt
-        said = Conversation((*before, Message("assistant", answer)))
-        ids, weights = next(self.encode_answered([said]))
+        ids, weights = self.encode_conversation(Conversation((*before, Message("assistant", answer))))
         weights[: len(self._chat.encode(before, self.tokenizer))] = 0  # earlier answers are part of the prompt
         return ids, weights
 
@@ -86,18 +79,17 @@ class WritingPipeline:
     @property
     def ends(self) -> list[int]:
         """Ids that end what the model writes."""
-        ends = {self.tokenizer.eos}
-        turn = None if self.template is None else self.template.ends(self.tokenizer)
-        return sorted(ends if turn is None else {*ends, turn})
+        return sorted(self.tokenizer.ends)
 
     @property
     def _chat(self) -> ChatTemplate:
-        if self.template is None:
+        template = self.tokenizer.template
+        if template is None or self.kind != "conversation":
             raise ConfigError(
-                "this model was trained on texts and has no chat template: give a prompt as one string, or a "
-                "text.chat_template in training"
+                "this model was trained on texts or prompts, not on conversations by a chat template: give it one "
+                "string"
             )
-        return self.template
+        return template
 
     @property
     def _begin(self) -> IntArray:
@@ -112,16 +104,14 @@ class WritingPipeline:
 
     def save(self, folder: Path) -> dict[str, Any]:
         """What the manifest holds; tokenizer and template become files in `folder` that `transformers` reads too."""
-        template = None if self.template is None else self.template.source
-        return {"version": _VERSION, "kind": self.kind, "tokenizer": self.tokenizer.save(folder), "template": template}
+        return {"version": _VERSION, "kind": self.kind, "tokenizer": self.tokenizer.save(folder)}
 
     @classmethod
     def load(cls, folder: Path, state: Mapping[str, Any]) -> WritingPipeline:
         """What `save` wrote. BundleError where a file or the state is damaged or from a newer FastServe."""
         if state.get("version") != _VERSION or not isinstance(state.get("tokenizer"), dict):
             raise BundleError(f"{folder}: the text steps are not of a form that this FastServe reads; train again")
-        template = ChatTemplate(state["template"]) if state["template"] is not None else None
-        return cls(LanguageTokenizer.load(folder, state["tokenizer"]), state["kind"], template)
+        return cls(LanguageTokenizer.load(folder, state["tokenizer"]), state["kind"])
 
 
 def ended(prompt: str) -> str:

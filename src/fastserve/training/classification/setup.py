@@ -25,7 +25,8 @@ from fastserve.models.network import HasFixedInputs, HasStatistics
 from fastserve.tasks.classification import Classification, balanced_weights
 from fastserve.training.classification.prepare import Prepared
 from fastserve.training.classification.start import Start, take_weights
-from fastserve.training.loop import Rows, TrainingRun
+from fastserve.training.loop import TrainingRun
+from fastserve.training.plans import Rows
 from fastserve.training.settings import Settings, settle
 from fastserve.types import Encoded, LongArray, Ragged
 

@@ -23,7 +23,6 @@ from fastserve.data.shards import Shards
 from fastserve.data.store import StoreWriter, write_store
 from fastserve.errors import ConfigError, DataError
 from fastserve.models import reads
-from fastserve.text.chat import CHATML, ChatTemplate
 from fastserve.text.language_tokenizer import LanguageTokenizer
 from fastserve.text.rows import RowMaker
 from fastserve.text.writing_pipeline import Kind, WritingPipeline
@@ -31,8 +30,8 @@ from fastserve.training.course import PREPARED, Work
 from fastserve.training.start import start_of
 from fastserve.types import Completion, Conversation, Document, Message, PlainText, Preference, TextPreferences
 
-FIT_CHARACTERS = 100_000_000
-"""Of the training texts that a tokenizer is trained on; evenly spread ones of a larger corpus."""
+FIT_CHARACTERS = 10_000_000
+"""Of the training texts that a tokenizer is trained on, evenly spread: a minute for Chinese."""
 DESCRIBED = 1_000_000
 """Characters by which a tokenizer is described."""
 SHARD_TOKENS = 1 << 26
@@ -40,6 +39,7 @@ PARTS = ("train", "validation", "test")
 CONTEXT = 2_048
 """Where a network that is gone on from says nothing of it."""
 SAMPLE_CHARACTERS = 20
+LONGEST_PATH = 1_000
 SAMPLES = 4
 """Held-out documents whose beginnings are written on in each evaluation."""
 
@@ -156,12 +156,9 @@ class Preparation:
         tokenizer = self._trained_or_read(part) if before is None else before.tokenizer
         log.say(f"tokenizer: {tokenizer.vocabulary_size:,} tokens, {tokenizer.describe(described(some))}")
         kind = kind_of(some[0], before)
-        template = None
         if kind == "conversation":
-            known = None if before is None else before.template
-            wanted = text.chat_template
-            template = known if known is not None and wanted is None else template_of(wanted, tokenizer)
-        return WritingPipeline(tokenizer, kind, template)
+            tokenizer = tokenizer.for_chats(template_in(text.chat_template))
+        return WritingPipeline(tokenizer, kind)
 
     def _trained_or_read(self, part: CorpusPart) -> LanguageTokenizer:
         preferences = reads(resolve(self.config), causal=True).preferences
@@ -182,14 +179,11 @@ class Preparation:
         return tokenizer
 
 
-def template_of(wanted: str | None, tokenizer: LanguageTokenizer) -> ChatTemplate:
-    """The template that the user names (a file, or the template itself), the tokenizer's own, or ChatML."""
-    if wanted is not None:
-        path = Path(wanted)
-        is_file = len(wanted) < 1000 and path.is_file()
-        return ChatTemplate(path.read_text("utf-8") if is_file else wanted, where=str(path) if is_file else "template")
-    own = tokenizer.settings.get("chat_template")
-    return ChatTemplate(own if isinstance(own, str) else CHATML)
+def template_in(wanted: str | None) -> str | None:
+    """The chat template that the user names: the content of a file, or the template itself."""
+    if wanted is None or len(wanted) > LONGEST_PATH or not Path(wanted).is_file():
+        return wanted
+    return Path(wanted).read_text("utf-8")
 
 
 def some_texts(part: CorpusPart, progress: log.Progress) -> Iterator[str]:

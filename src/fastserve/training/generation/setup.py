@@ -26,7 +26,8 @@ from fastserve.tasks.generation import Generation
 from fastserve.tasks.preference import PreferenceTuning
 from fastserve.training.generation.prepare import Prepared
 from fastserve.training.generation.reference import pair_counts, pair_lengths, referenced
-from fastserve.training.loop import Rows, TrainingRun
+from fastserve.training.loop import TrainingRun
+from fastserve.training.plans import Rows
 from fastserve.training.settings import Settings, merged, settle
 from fastserve.types import FloatArray, IntArray, LongArray, Recipe
 
