@@ -38,8 +38,10 @@ def main() -> None:
         os.environ["FASTSERVE_HOME"] = str(folder / "home")
         folder.mkdir(parents=True, exist_ok=True)
         start = options.start or pretrain(rows, folder, options)
-        sides = {"from random weights": {"network": "transformer", "options": shape(options)}, "with model.start": {}}
-        sides["with model.start"] = {"start": start}
+        sides: dict[str, dict[str, Any]] = {
+            "from random weights": {"network": "transformer", "options": shape(options)},
+            "with model.start": {"start": start},
+        }
         if options.reference:
             sides["default network"] = {"network": "auto"}
         found: dict[str, list[float]] = {side: [] for side in sides}
@@ -65,6 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=8_000, help="of the pretraining")
     parser.add_argument("--rate", type=float, help="learning rate of the pretraining, instead of the recipe's")
     parser.add_argument("--tune", nargs="*", default=[], metavar="KEY=VALUE", help="of the classifiers' train section")
+    parser.add_argument("--threads", default="auto", help="1 on a machine that is busy with something else")
     parser.add_argument("--start", help="a pretrained model, instead of training one")
     parser.add_argument("--folder", help="where data, runs and models stay; without it they are removed")
     parser.add_argument("--reference", action="store_true", help="judge the default network as well")
@@ -94,6 +97,7 @@ def pretrain(rows: list[Row], folder: Path, options: argparse.Namespace) -> str:
         text={"vocabulary_size": options.vocabulary},
         model={"network": "transformer", "options": shape(options)},
         epochs=options.epochs,
+        threads=options.threads,
         **({} if options.rate is None else {"learning_rate": options.rate}),
     )
     figures = ", ".join(f"{name} {value:.3f}" for name, value in model.bundle.manifest.metrics.items())
@@ -111,7 +115,8 @@ def write_labelled(rows: list[Row], path: Path, count: int, seed: int) -> Path:
 def classify(train: Path, dev: str, model: dict[str, Any], seed: int, options: argparse.Namespace) -> float:
     """Accuracy on the rows of `dev`."""
     tuned = dict(word.split("=", 1) for word in options.tune)
-    found = fs.train(task="classification", data={"train": str(train), "test": dev}, model=model, seed=seed, **tuned)
+    data = {"train": str(train), "test": dev}
+    found = fs.train(task="classification", data=data, model=model, seed=seed, threads=options.threads, **tuned)
     return found.bundle.manifest.metrics["accuracy"]
 
 
