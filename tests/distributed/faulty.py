@@ -18,18 +18,24 @@ class Faulty(nn.Module):
         self.table = nn.Embedding(vocabulary_size, 16, padding_idx=0)
         self.out = nn.Linear(16, num_labels)
         self.pause_seconds = pause_seconds
-        self.calls = 0
+        self.steps = 0
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         if self.training:
             time.sleep(self.pause_seconds)
-            self.calls += 1
             self._fail()
-        return self.out(self.table(ids).sum(1) / mask.sum(1, keepdim=True))
+        outputs: Tensor = self.out(self.table(ids).sum(1) / mask.sum(1, keepdim=True))
+        if self.training and outputs.requires_grad:
+            outputs.register_hook(lambda _: self.stepped(ids))
+        return outputs
+
+    def stepped(self, ids: Tensor) -> None:
+        """A backward pass has begun: unlike a forward pass, which may be a trial, it belongs to a step."""
+        self.steps += 1
 
     def _fail(self) -> None:
         kind, rank, step = os.environ.get("FAULT", "none:0:0").split(":")
-        if os.environ.get("RANK") != rank or self.calls != int(step):
+        if os.environ.get("RANK") != rank or self.steps + 1 != int(step):
             return
         if kind == "raise":
             raise ValueError("the ninth life is gone")

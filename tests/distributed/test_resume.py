@@ -51,7 +51,7 @@ def seen(folder: Path, after: int = 0) -> Seen:
     steps: dict[int, list[tuple[int, ...]]] = {}
     for path in folder.glob("*.jsonl"):
         for line in map(json.loads, path.read_text("utf-8").splitlines()):
-            steps.setdefault(after + line["call"], []).extend(map(tuple, line["rows"]))
+            steps.setdefault(after + line["step"], []).extend(map(tuple, line["rows"]))
     return steps
 
 
