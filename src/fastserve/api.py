@@ -82,13 +82,38 @@ class Model:
             raise ConfigError(f"{self.reference} gives texts and not labels: use write()")
         return self.predictor.predict([texts] if isinstance(texts, str) else list(texts))
 
-    def evaluate(self, data: str | Path, *, out: str | Path | None = None, **columns: Any) -> Report:
-        """Judge the model on a file of labelled texts. `out`: a folder for report.json and report.html."""
+    def evaluate(
+        self,
+        data: str | Path,
+        *,
+        out: str | Path | None = None,
+        questions: str | None = None,
+        form: str | None = None,
+        **columns: Any,
+    ) -> Report:
+        """Judge the model on a file that it has not seen. `out`: a folder for report.json and report.html.
+
+        Of a model that writes: `questions`, a file of multiple-choice and cloze rows, and `form`, an exact form that
+        its texts must have ("prompt" where each prompt names one).
+        """
         from fastserve.evaluation import corpus, model
 
         if self.writes:
-            return corpus.evaluate_corpus(self.writer, str(data), DataConfig(**columns), out=_path(out))
+            config = self._data_config(columns)
+            return corpus.evaluate_corpus(
+                self.writer, str(data), config, out=_path(out), questions=questions, form=form
+            )
+        if questions is not None or form is not None:
+            raise ConfigError(f"{self.reference} gives labels: questions and form are for models that write")
         return model.evaluate_file(self.predictor, str(data), DataConfig(**columns), out=_path(out)).report
+
+    def _data_config(self, settings: Mapping[str, Any]) -> DataConfig:
+        """Columns that are not named are those of the training file."""
+        given = DataConfig(**settings)
+        trained = self.bundle.manifest.lineage.config.get("data", {}).get("columns", {})
+        if given.columns != Columns() or not trained:
+            return given
+        return given.model_copy(update={"columns": Columns(**trained)})
 
     def compare(
         self, other: Model, data: str | Path, *, out: str | Path | None = None, **columns: Any
@@ -103,7 +128,8 @@ class Model:
             )
         if self.writes:
             writers = (self.writer, other.writer)
-            return corpus.compare_on_corpus(writers, names, str(data), DataConfig(**columns), out=_path(out))
+            config = self._data_config(columns)
+            return corpus.compare_on_corpus(writers, names, str(data), config, out=_path(out))
         pair = (self.predictor, other.predictor)
         return model.compare_on_file(pair, names, str(data), DataConfig(**columns), out=_path(out))
 

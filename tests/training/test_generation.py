@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import fastserve as fs
-from fastserve.errors import ConfigError
+from fastserve.errors import ConfigError, DataError
 from fastserve.types import Message, PlainText
 
 OPTIONS = {"layers": 2, "dim": 32, "heads": 4, "key_value_heads": 2}
@@ -126,3 +126,24 @@ def test_plain_text_is_learned_from_one_file(tmp_path: Path, monkeypatch: pytest
 def test_a_network_that_labels_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="writes"):
         fs.train(task="generation", data=str(write_prompts(tmp_path / "asked.jsonl", 10)), network="bag")
+
+
+def test_samples_stand_in_the_events_and_in_the_report(trained: fs.Model) -> None:
+    from fastserve.training.watchers import read_events
+
+    events = [event for event in read_events(trained.bundle.folder.parent / "events.jsonl") if event.get("samples")]
+    assert {sample["prompt"] for sample in events[-1]["samples"]} <= {f"{w} {n}\n" for w in WORDS for n in (1, 2, 3)}
+    report = trained.bundle.report()
+    assert report is not None
+    assert report.details["samples"]
+
+
+def test_what_it_writes_is_checked_by_questions(trained: fs.Model, tmp_path: Path) -> None:
+    questions = [{"question": f"{word} 2", "choices": WORDS, "answer": word} for word in WORDS]
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions), "utf-8")
+    data = write_prompts(tmp_path / "other.jsonl", 30)
+    report = trained.evaluate(data, questions=str(tmp_path / "questions.jsonl"))  # columns as in training
+    shares = {check["name"]: check["share"]["value"] for check in report.details["checks"]}
+    assert shares["Multiple choice"] == 1.0
+    with pytest.raises(DataError, match="五言绝句"):
+        trained.evaluate(data, form="prompt")

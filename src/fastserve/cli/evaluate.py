@@ -18,6 +18,10 @@ from fastserve.config import Columns
 @click.option("--text-column", help="Column of the texts; guessed by default.")
 @click.option("--label-column", help="Column of the labels; guessed by default.")
 @click.option("--separator", help="What parts several labels in one cell.")
+@click.option("--questions", metavar="FILE", help="Multiple-choice and cloze rows for a model that writes.")
+@click.option(
+    "--form", help="An exact form that its texts must have, 五言绝句 say; 'prompt' where the prompts of --data name it."
+)
 @json_option
 def evaluate(
     model: str,
@@ -27,6 +31,8 @@ def evaluate(
     text_column: str | None,
     label_column: str | None,
     separator: str | None,
+    questions: str | None,
+    form: str | None,
     as_json: bool,
 ) -> None:
     """Judge MODEL on a file of labelled texts, or compare it with another."""
@@ -36,7 +42,7 @@ def evaluate(
     columns = Columns(text=text_column, label=label_column, separator=separator)
     loaded = api.load(model)
     if against is None:
-        report = loaded.evaluate(data, out=out, columns=columns)
+        report = loaded.evaluate(data, out=out, questions=questions, form=form, columns=columns)
         result, text = report.to_json(), report_text(report)
     else:
         comparison = loaded.compare(api.load(against), data, out=out, columns=columns)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from fastserve.data.corpus import Corpus, DocumentBlock, open_corpus
 from fastserve.data.keys import same_forms, text_keys
 from fastserve.data.split import BoolArray, auto_rows, chosen_blocks, is_file, stratified, without_leaks
 from fastserve.errors import DataError
-from fastserve.types import Completion, Conversation, Document, LongArray, PlainText, Preference
+from fastserve.types import Completion, Conversation, Document, LongArray, Message, PlainText, Preference
 
 
 @dataclass(frozen=True)
@@ -113,3 +113,20 @@ def whole_text(document: Document) -> str:
             prompt = document.prompt
             before = prompt if isinstance(prompt, str) else "\n".join(message.content for message in prompt)
             return f"{before}\n{document.chosen}\n{document.rejected}"
+
+
+def beginning(document: Document, characters: int) -> str:
+    """What is asked of a model that writes on from it: the prompt, the first question, or the first characters."""
+    match document:
+        case PlainText():
+            return document.text[:characters]
+        case Completion():
+            return document.prompt
+        case Conversation():
+            return _question(document.messages)
+        case Preference():
+            return document.prompt if isinstance(document.prompt, str) else _question(document.prompt)
+
+
+def _question(messages: Sequence[Message]) -> str:
+    return next((message.content for message in messages if message.role == "user"), "")

@@ -42,11 +42,12 @@ class Stepped(Event):
 
 @dataclass(frozen=True, slots=True)
 class Evaluated(Event):
-    """The network on the validation rows."""
+    """The network on the validation rows. samples: what it writes, where it does (`prompt` and `text` of each)."""
 
     kind: ClassVar[str] = "evaluation"
     metrics: dict[str, float] = field(default_factory=dict)
     best: bool = False
+    samples: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

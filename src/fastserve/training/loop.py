@@ -7,7 +7,7 @@ rows is a function of (seed, epoch), so that a run that is killed at any instant
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,7 @@ from fastserve.training.muon import whole as whole_tensor
 from fastserve.training.objective import Objective
 from fastserve.training.optimizers import Optimizers
 from fastserve.training.parts import Piece, pieces, whole
-from fastserve.training.plans import Plan, counts_of, padding, sizes_of, some
-from fastserve.training.plans import Rows as Rows
+from fastserve.training.plans import Plan, Rows, counts_of, padding, sizes_of, some
 from fastserve.training.progress import Progress
 from fastserve.training.recovery import Recovery, copied
 from fastserve.training.row_optimizers import add_up
@@ -68,6 +67,7 @@ class TrainingRun:
     precision: what matrix products are computed in, unless the strategy decides it; weights stay float32.
     folder: where checkpoints go.
     world, strategy: the workers of the run, each of which has a `TrainingRun`, and how they share it.
+    show: what the network writes, for the event of an evaluation.
     """
 
     def __init__(
@@ -85,7 +85,9 @@ class TrainingRun:
         folder: Path,
         world: World = ALONE,
         strategy: Strategy | None = None,
+        show: Callable[[nn.Module], list[dict[str, str]]] | None = None,
     ) -> None:
+        self.show = show
         if settings.checkpoint_activations:
             checkpoint_activations(network)
         empty = any(tensor.is_meta for tensor in network.parameters())  # then the strategy gives it its first values
@@ -272,6 +274,7 @@ class TrainingRun:
         with self.average:
             with self.world.pulse.during("evaluation"):
                 scores, targets = self.scores(self.validation, self.validation_batches)
+                samples = self._shown()
             metrics = self.task.quick_metrics(scores, targets)
             value = metrics[settings.metric] * (1 if settings.more_is_better else -1)
             gain = at.best_value is None or value > at.best_value
@@ -280,7 +283,7 @@ class TrainingRun:
             at.best_value = value if gain else at.best_value
         at.evaluations_without_gain = 0 if gain else at.evaluations_without_gain + 1
         at.plateau = 0 if gain else at.plateau + 1
-        yield Evaluated(at.step, at.epoch, metrics, gain)
+        yield Evaluated(at.step, at.epoch, metrics, gain, samples)
         patience = settings.recipe.early_stopping
         if patience and at.evaluations_without_gain >= patience:
             at.finished = f"no better {settings.metric} in {at.evaluations_without_gain} evaluations"
@@ -294,6 +297,11 @@ class TrainingRun:
         Workers take turns with the batches and all get the whole.
         """
         return self.computing.all_scores(data, batches)
+
+    def _shown(self) -> list[dict[str, str]]:
+        """Samples for the event of an evaluation, of a network that the leader has as a whole."""
+        in_shards = any(hasattr(parameter, "full_tensor") for parameter in self.network.parameters())
+        return [] if self.show is None or in_shards or not self.world.leads else self.show(self.network)
 
     def weights(self) -> dict[str, Tensor]:
         """The network's state dict, whole and on the processor of the leader; the others help and get nothing."""

@@ -18,9 +18,7 @@ from fastserve.data.shards import Shards
 from fastserve.evaluation.checks import Check
 from fastserve.evaluation.harness import win_rates
 from fastserve.evaluation.html import report_html
-from fastserve.evaluation.language import Sample, evaluate_language
-from fastserve.generation.reference import generate
-from fastserve.generation.sampling import Sampling
+from fastserve.evaluation.language import evaluate_language
 from fastserve.models import lora
 from fastserve.models.causal import CausalNetwork
 from fastserve.models.network import HasFiles
@@ -28,6 +26,7 @@ from fastserve.models.ragged import RaggedTensor
 from fastserve.tasks.preference import CHOSEN, REJECTED
 from fastserve.tasks.token_loss import row_scores
 from fastserve.training.generation.prepare import Prepared
+from fastserve.training.generation.samples import samples
 from fastserve.training.generation.setup import Setup, batches
 from fastserve.training.loop import TrainingRun
 from fastserve.training.origin import Origin
@@ -35,7 +34,6 @@ from fastserve.training.runs import RunFolder
 from fastserve.training.watchers import EVENTS, read_events
 from fastserve.types import FloatArray, PlainText, Ragged, Report
 
-SAMPLE_TOKENS = 100
 PARITY_ROWS = 4
 PARITY_CHARACTERS = 500
 
@@ -107,7 +105,7 @@ def judge(prepared: Prepared, scores: FloatArray, network: nn.Module) -> Report:
         held_out.targets[:, :2],
         texts=texts,
         rows=lines,
-        samples=samples(prepared, cast(CausalNetwork, network)),
+        samples=samples(prepared, network),
         checks=checks,
     )
 
@@ -120,18 +118,6 @@ def texts_of(prepared: Prepared, rows: Shards) -> list[str]:
         for batch in rows.in_order(1024)
         for place in range(len(batch))
     ]
-
-
-def samples(prepared: Prepared, network: CausalNetwork, seed: int = 0) -> list[Sample]:
-    """What the network writes after the fixed prompts."""
-    pipeline = prepared.pipeline
-    most = min(SAMPLE_TOKENS, network.longest // 2)
-    ids = [pipeline.ask(prompt)[-most:].tolist() for prompt in prepared.prompts]
-    if not ids:
-        return []
-    sampling = Sampling(max_tokens=most, temperature=0.8, top_p=0.95, seed=seed)
-    written = generate(network, ids, sampling, eos=pipeline.ends, tokenizer=pipeline.tokenizer)
-    return [Sample(prompt, one.text, one.finish_reason) for prompt, one in zip(prepared.prompts, written, strict=True)]
 
 
 def parity_rows(prepared: Prepared, network: nn.Module) -> list[ParityRow]:

@@ -18,7 +18,7 @@ from fastserve import files, log
 from fastserve.bundle.bundle import Bundle
 from fastserve.config import Config
 from fastserve.data.corpus import DocumentBlock
-from fastserve.data.corpus_split import CorpusPart, split_corpus, whole_text
+from fastserve.data.corpus_split import CorpusPart, beginning, split_corpus, whole_text
 from fastserve.data.shards import Shards
 from fastserve.data.store import StoreWriter, write_store
 from fastserve.errors import ConfigError, DataError
@@ -28,7 +28,7 @@ from fastserve.text.rows import RowMaker
 from fastserve.text.writing_pipeline import Kind, WritingPipeline
 from fastserve.training.course import PREPARED, Work
 from fastserve.training.start import start_of
-from fastserve.types import Completion, Conversation, Document, Message, PlainText, Preference, TextPreferences
+from fastserve.types import Completion, Conversation, Document, Preference, TextPreferences
 
 FIT_CHARACTERS = 10_000_000
 """Of the training texts that a tokenizer is trained on, evenly spread: a minute for Chinese."""
@@ -227,28 +227,12 @@ def sample_prompts(part: CorpusPart) -> list[str]:
     prompts: list[str] = []
     for block in part.blocks():
         for document in block.documents:
-            prompt = _beginning(document)
+            prompt = beginning(document, SAMPLE_CHARACTERS)
             if prompt and prompt not in prompts:
                 prompts.append(prompt)
             if len(prompts) == SAMPLES:
                 return prompts
     return prompts
-
-
-def _beginning(document: Document) -> str:
-    match document:
-        case PlainText():
-            return document.text[:SAMPLE_CHARACTERS]
-        case Completion():
-            return document.prompt
-        case Conversation():
-            return _asked(document.messages)
-        case Preference():
-            return document.prompt if isinstance(document.prompt, str) else _asked(document.prompt)
-
-
-def _asked(messages: Iterable[Message]) -> str:
-    return next((message.content for message in messages if message.role == "user"), "")
 
 
 def write_shards(blocks: Iterable[DocumentBlock], maker: RowMaker, folder: Path) -> None:

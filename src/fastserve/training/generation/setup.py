@@ -26,6 +26,7 @@ from fastserve.tasks.generation import Generation
 from fastserve.tasks.preference import PreferenceTuning
 from fastserve.training.generation.prepare import Prepared
 from fastserve.training.generation.reference import pair_counts, pair_lengths, referenced
+from fastserve.training.generation.samples import samples
 from fastserve.training.loop import TrainingRun
 from fastserve.training.plans import Rows
 from fastserve.training.settings import Settings, merged, settle
@@ -68,7 +69,12 @@ class Setup:
             folder=checkpoints,
             world=world,
             strategy=strategy,
+            show=self.show,
         )
+
+    def show(self, network: nn.Module) -> list[dict[str, str]]:
+        """For the events of an evaluation."""
+        return [{"prompt": one.prompt, "text": one.text} for one in samples(self.prepared, network)]
 
     def rows(self, network: nn.Module, scratch: Path, place: torch.device, world: World) -> tuple[Rows, Rows]:
         """Training and validation rows; pairs of answers with what the network thinks of them now."""
