@@ -7,8 +7,8 @@ All three train the same decoder (same sizes, the tokenizer that FastServe learn
 judged on the same validation rows: bits for each character. `plain` is a loop as nanoGPT has it: tokens of all
 documents in one stream, random windows of the context, AdamW with warm-up and cosine, logits of all tokens at once.
 `trainer` has a `LlamaForCausalLM`, one document a row, padded to the longest of the batch, and AdamW as Trainer sets it
-up. Each plans its schedule for as many steps as fit the time, by the speed of its first steps (these are thrown away). Each side is a
-process of its own; the sides take turns. Needs the extra `benchmark`.
+up. Each plans its schedule for as many steps as fit the time, by the speed of its first steps, which are thrown away.
+Each side is a process of its own, and the sides take turns. Needs the extra `benchmark`.
 """
 
 from __future__ import annotations
