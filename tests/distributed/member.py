@@ -9,9 +9,11 @@ import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import language_member
 import numpy as np
 import torch
 from safetensors.torch import save_file
@@ -92,15 +94,17 @@ def main(strategy: str, out: Path) -> None:
     alone = strategy == "alone"
     world = ALONE if alone else World.join(torch.device("cpu"), 60)
     settings = DistributedConfig() if alone else DistributedConfig(strategy=strategy)
-    for name, options in NETWORKS.items():
-        run = run_of(name, options, settings, world, out / "checkpoints" / name)
+    starts = {name: partial(run_of, name, options) for name, options in NETWORKS.items()}
+    starts |= {name: partial(language_member.run_of, **case) for name, case in language_member.FAMILY.items()}
+    for name, start in starts.items():
+        run = start(settings, world, out / "checkpoints" / name)
         first = {key: value.clone() for key, value in run.weights().items()}
         for _ in run.events():
             pass
-        logits, targets = run.scores(run.validation, run.validation_batches)
+        scores, targets = run.scores(run.validation, run.validation_batches)
         found = {
             **{f"weights/{key}": value for key, value in run.weights().items()},
-            "logits": torch.from_numpy(logits),
+            "scores": torch.from_numpy(scores),
         }
         found |= {f"first/{key}": value for key, value in first.items()} | {"targets": torch.from_numpy(targets)}
         if world.leads:

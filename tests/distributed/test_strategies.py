@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from language_member import FAMILY
 from processes import run_workers
 from safetensors.torch import load_file
 
@@ -28,7 +29,7 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", [*NETWORKS, *FAMILY])
 def test_four_workers_give_the_weights_of_one(alone: Path, shared: Path, network: str) -> None:
     expected, found = (load_file(folder / f"{network}.safetensors") for folder in (alone, shared))
     assert expected.keys() == found.keys()
@@ -37,4 +38,18 @@ def test_four_workers_give_the_weights_of_one(alone: Path, shared: Path, network
     moved = sum((expected[name] - expected[name.replace("weights/", "first/")]).square().sum() for name in weights)
     assert apart <= 1e-6 * moved
     assert torch.equal(found["targets"], expected["targets"])
-    torch.testing.assert_close(found["logits"], expected["logits"], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(found["scores"], expected["scores"], atol=1e-3, rtol=1e-3)
+
+
+def test_steps_in_pieces_are_whole_steps(alone: Path) -> None:
+    whole, pieces = (load_file(alone / f"{name}.safetensors") for name in ("decoder", "decoder-in-pieces"))
+    apart = sum((whole[name] - pieces[name]).square().sum() for name in whole if name.startswith("weights/"))
+    assert 0 < apart < 1e-8
+
+
+def test_only_adapters_are_trained(alone: Path, shared: Path) -> None:
+    for folder in (alone, shared):
+        found = load_file(folder / "decoder-adapters.safetensors")
+        weights = [name.removeprefix("weights/") for name in found if name.startswith("weights/")]
+        moved = {name for name in weights if not torch.equal(found[f"weights/{name}"], found[f"first/{name}"])}
+        assert moved == {name for name in weights if ".lora_" in name}
