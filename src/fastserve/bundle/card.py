@@ -20,7 +20,7 @@ def write_card(manifest: Manifest, report: Report | None = None) -> str:
         _metrics(manifest, report),
         _per_class(report),
         _limits(manifest),
-        _usage(manifest),
+        _usage(manifest, report),
         _origin(manifest),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -57,7 +57,7 @@ def _title(manifest: Manifest) -> str:
 def _data(manifest: Manifest) -> str:
     if not manifest.lineage.data:
         return ""
-    rows = [(s.address, f"{s.rows:,}", f"`{s.sha256[:16]}`" if s.sha256 else "") for s in manifest.lineage.data]
+    rows = [(s.address, f"{s.rows:,}" if s.rows else "", f"`{s.sha256[:16]}`" if s.sha256 else "") for s in manifest.lineage.data]
     return "## Data\n\n" + table(["file", "rows", "SHA-256 begins"], rows)
 
 
@@ -115,9 +115,11 @@ def _limits(manifest: Manifest) -> str:
     )
 
 
-def _usage(manifest: Manifest) -> str:
+def _usage(manifest: Manifest, report: Report | None) -> str:
     name = _name(manifest)
+    samples = report.details.get("samples") if report is not None else None
     text = manifest.parity[0].text if manifest.parity else "your text"
+    text = samples[0]["prompt"] if samples else text
     shown = " ".join(text.split())[:60].replace("`", "").replace("'", "").replace('"', "").replace("\\", "")
     if manifest.task == "masked":
         start = f"fastserve train --data LABELLED.tsv --task classification model.start={name}"
