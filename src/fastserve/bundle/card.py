@@ -57,7 +57,10 @@ def _title(manifest: Manifest) -> str:
 def _data(manifest: Manifest) -> str:
     if not manifest.lineage.data:
         return ""
-    rows = [(s.address, f"{s.rows:,}" if s.rows else "", f"`{s.sha256[:16]}`" if s.sha256 else "") for s in manifest.lineage.data]
+    rows = [
+        (source.address, f"{source.rows:,}" if source.rows else "", f"`{source.sha256[:16]}`" if source.sha256 else "")
+        for source in manifest.lineage.data
+    ]
     return "## Data\n\n" + table(["file", "rows", "SHA-256 begins"], rows)
 
 
