@@ -93,7 +93,7 @@ class TextConfig(Section):
     )
     segment: str = Field(
         "auto",
-        description="auto, jieba, character, whitespace or subword; auto: what the network prefers for the language of the data",
+        description="auto, jieba, character, whitespace or subword; auto: what the network prefers for the language of the data; generation: subword, or character, which lets no token span two of them",
     )
     user_dictionary: str | None = Field(
         None, description="a file of words, one a line with an optional frequency, that segmentation keeps whole"
@@ -324,12 +324,15 @@ def load_config(
 
 
 def parse_override(word: str) -> tuple[list[str], Any]:
-    """`train.epochs=3` to (["train", "epochs"], 3); the value is read as YAML."""
+    """`train.epochs=3` to (["train", "epochs"], 3); the value is read as YAML, but a Jinja template is a string."""
     key, separator, text = word.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"'{word}' is not a setting: expected key.path=value, for instance train.epochs=3")
+    path = key.strip().split(".")
+    if text.lstrip().startswith(("{%", "{{")):  # no mapping begins so
+        return path, text
     try:
-        return key.strip().split("."), yaml.safe_load(text)
+        return path, yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of '{key}' is not valid YAML: {text!r}") from error
 

@@ -33,6 +33,8 @@ _MOST_BYTES = 24  # of a token: whole sentences without a blank are no tokens
 _BLOCK_CHARACTERS = 1_000_000  # given to the library's threads at once, which need about 100 bytes a character
 _WORDS = r"""'(?i:[sdmt]|ll|ve|re)| ?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
 """Tokens stay within these: a word with the blank before it, one digit, punctuation, line breaks, blanks."""
+_CHARACTERS = r"[\s\S]"
+"""The same, where each character is for itself."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,19 @@ class LanguageTokenizer:
 
     @classmethod
     def train(
-        cls, texts: Iterable[str], *, size: int, special: Sequence[str] = SPECIAL, min_count: int = 2
+        cls,
+        texts: Iterable[str],
+        *,
+        size: int,
+        special: Sequence[str] = SPECIAL,
+        min_count: int = 2,
+        characters: bool = False,
     ) -> LanguageTokenizer:
         """Byte-level BPE with at most `size` ids: every text can be written, and comes back as it was.
 
         special: at least PAD, END and BEGIN; they get the first ids. min_count: how often a pair must occur to become
-        a token. Memory grows with the distinct words of `texts`; give a fair sample of a large corpus.
+        a token. characters: no token spans two of them, so that what counts characters (a verse) is easily learned.
+        Memory grows with the distinct words of `texts`; give a fair sample of a large corpus.
         """
         least = _BYTES + len(special)
         if size < least:
@@ -91,7 +100,7 @@ class LanguageTokenizer:
         pre = tokenizers.pre_tokenizers
         tokenizer.pre_tokenizer = pre.Sequence(
             [
-                pre.Split(tokenizers.Regex(_WORDS), "isolated"),
+                pre.Split(tokenizers.Regex(_CHARACTERS if characters else _WORDS), "isolated"),
                 pre.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )

@@ -54,13 +54,14 @@ class Faults:
     def sentences(self, context: int) -> Iterator[str]:
         """What a user should know."""
         for rows, what in (
-            (self.split, "texts are longer than the context and become several rows"),
-            (self.cut, "answers do not fit the context behind their prompts and are cut"),
-            (self.empty, "prompts fill the context, so that no answer is left to learn, and are left out"),
+            (self.split, "texts are longer than {room} and become several rows"),
+            (self.cut, "answers do not fit {room} behind their prompts and are cut"),
+            (self.empty, "prompts fill {room}, so that no answer is left to learn, and are left out"),
         ):
             if rows:
                 first = ", ".join(map(str, rows[:5])) + (", …" if len(rows) > 5 else "")
-                yield f"{len(rows):,} {what} of {context:,} tokens (rows {first}); text.max_length changes it"
+                said = what.format(room=f"the context of {context:,} tokens")
+                yield f"{len(rows):,} {said} (rows {first}); text.max_length changes it"
         if self.declined:
             shown = "\n".join(f"  row {row}: {why}" for row, why in self.declined[:5])
             yield f"{len(self.declined):,} conversations are left out, which the chat template does not take:\n{shown}"

@@ -41,9 +41,10 @@ def train_watched(run: TrainingRun, folder: RunFolder) -> None:
         watch(run.events(), watchers)
         compare(run.world, figures)
         return
+    texts = len(run.train) * settings.total_steps / settings.steps_per_epoch
     events, board = EventFile(folder.path), TensorBoard(folder.path)
     try:
-        with log.Progress("training", total=settings.recipe.epochs * len(run.train), unit="texts") as progress:
+        with log.Progress("training", total=texts, unit="texts") as progress:
             watchers += [thinned(events, settings), thinned(board, settings), ProgressLine(progress, settings)]
             watch(run.events(), watchers)
         if not run.world.alone:

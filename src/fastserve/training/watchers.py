@@ -113,10 +113,10 @@ class ProgressLine:
         if isinstance(event, Stepped):
             self._step(event)
         elif isinstance(event, Resumed):
-            self.progress.done = event.step * self.settings.recipe.batch
+            self.progress.done = event.step * (self.progress.total or 0) / max(self.settings.total_steps, 1)
             say(f"resumed at step {event.step} of {self.settings.total_steps}")
         elif isinstance(event, WentBack):
-            self.progress.done = event.step * self.settings.recipe.batch
+            self.progress.done = event.step * (self.progress.total or 0) / max(self.settings.total_steps, 1)
             done = "that batch is left out" if event.skipped else f"the learning rate is times {event.factor:g}"
             warn(f"{event.reason}: the run goes back to step {event.step}, and from there on {done}")
         elif isinstance(event, Skipped):

@@ -9,6 +9,7 @@ from fastserve.config import Config
 from fastserve.models import reads
 from fastserve.training.course import Work
 from fastserve.training.start import start_of
+from fastserve.training.unused import refuse
 
 if TYPE_CHECKING:
     from fastserve.distributed.world import World
@@ -17,10 +18,22 @@ if TYPE_CHECKING:
     from fastserve.training.runs import RunFolder
 
 
+UNUSED = (
+    *(f"data.columns.{name}" for name in ("prompt", "completion", "messages", "chosen", "rejected")),
+    "data.documents",
+    "text.chat_template",
+    "model.lora",
+    "model.merge",
+    "train.beta",
+    "train.chosen_weight",
+)
+
+
 class ClassificationCourse:
     """Texts with labels to a classifier."""
 
     def check(self, config: Config) -> None:
+        refuse(config, UNUSED)
         start = start_of(config)
         if start is not None:
             from fastserve.training.classification.start import check_start

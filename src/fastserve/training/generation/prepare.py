@@ -173,7 +173,8 @@ class Preparation:
         size = self.config.text.vocabulary_size
         wanted = preferences.vocabulary_size if size == "auto" else size
         with log.Progress("learning the tokenizer from", total=None, unit="texts") as progress:
-            tokenizer = LanguageTokenizer.train(some_texts(part, progress), size=wanted)
+            by_character = self.config.text.segment == "character"
+            tokenizer = LanguageTokenizer.train(some_texts(part, progress), size=wanted, characters=by_character)
         with files.new_folder(self.folder / "fitted") as temporary:
             tokenizer.save(temporary)
         return tokenizer
