@@ -12,7 +12,7 @@ from fastserve.data.document_forms import Chats, Form, Instructions, Pair, Plain
 from fastserve.data.messages import is_messages, is_sharegpt, nested
 from fastserve.errors import DataError, choices
 
-__all__ = ["Form", "recognize"]
+__all__ = ["Form", "recognize", "with_answers"]
 
 _MESSAGES = ("messages", "conversations", "conversation")
 _ROLES = ("text", "prompt", "completion", "messages", "chosen", "rejected")
@@ -24,17 +24,23 @@ _INSTRUCTIONS = (("instruction", "input", "output"), ("instruction", "context", 
 
 def recognize(names: Sequence[str], cells: Mapping[str, Sequence[Any]], columns: Columns, file: str) -> Form:
     """The form of the rows of `file`: as the user's `columns` say, or by the names and some cells of its columns."""
+    form = with_answers(names, cells, columns, file)
+    if form is not None:
+        return form
+    return Plain(columns.text or map_columns(names, cells, DataConfig(columns=columns), file, labelled=False).text)
+
+
+def with_answers(names: Sequence[str], cells: Mapping[str, Sequence[Any]], columns: Columns, file: str) -> Form | None:
+    """`recognize` where a row is more than a text: a prompt with its answer, a conversation, or two answers."""
     named = {role: name for role in _ROLES if (name := getattr(columns, role)) is not None}
     for name in named.values():
         if name not in names:
             raise DataError(f"{file} has no column '{name}': {choices(name, names)}")
+    if set(named) == {"text"}:
+        return None
     looks = _Looks(list(names), cells, named, file)
     guesses: Sequence[Callable[[_Looks], Form | None]] = (_preferences, _chats, _instructions, _pair)
-    if set(named) != {"text"}:
-        form = next((form for guess in guesses if (form := guess(looks)) is not None), None)
-        if form is not None:
-            return form
-    return Plain(named.get("text") or map_columns(names, cells, DataConfig(columns=columns), file, labelled=False).text)
+    return next((form for guess in guesses if (form := guess(looks)) is not None), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,8 +127,12 @@ def _named(config: DataConfig) -> Sequence[str]:
 
 
 def _recognized(reader: Reader, config: DataConfig) -> Form:
+    return recognize(reader.names, first_cells(reader), config.columns, reader.source.address)
+
+
+def first_cells(reader: Reader) -> dict[str, Sequence[Any]]:
+    """Some cells of each column, by its name. DataError where there is no row."""
     sample = next((raw for raw in islice(reader.blocks(reader.names), 100) if len(raw)), None)
     if sample is None:
         raise DataError(f"{reader.source.address} has no row")
-    cells = {name: column[:_LOOKED_AT] for name, column in sample.columns.items()}
-    return recognize(reader.names, cells, config.columns, reader.source.address)
+    return {name: column[:_LOOKED_AT] for name, column in sample.columns.items()}

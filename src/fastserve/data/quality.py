@@ -13,6 +13,7 @@ import numpy.typing as npt
 from fastserve.data.blocks import Block, excerpt
 from fastserve.data.damage import find_damage
 from fastserve.data.dataset import Dataset
+from fastserve.data.documents import DocumentTexts
 from fastserve.data.index import sort_labels
 from fastserve.data.keys import first_of_each, is_among, same_forms, text_keys
 from fastserve.data.near import CUT, near_duplicates
@@ -71,7 +72,9 @@ class QualityReport:
 
 
 def check(
-    dataset: Dataset, other: Dataset | None = None, language: Callable[[Sequence[str]], str] | None = None
+    dataset: Dataset | DocumentTexts,
+    other: Dataset | DocumentTexts | None = None,
+    language: Callable[[Sequence[str]], str] | None = None,
 ) -> QualityReport:
     """Read a data set once (and `other`, whose texts it should not share) and report on it.
 
@@ -156,7 +159,7 @@ class _Survey:
         return np.argsort(place, kind="stable"), np.cumsum(sizes) - sizes, sizes
 
 
-def _survey(dataset: Dataset) -> _Survey:
+def _survey(dataset: Dataset | DocumentTexts) -> _Survey:
     kinds: dict[tuple[str, ...], int] = {}
     damage: dict[str, Finding] = {}
     near = _NearTexts()
