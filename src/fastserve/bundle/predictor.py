@@ -21,6 +21,20 @@ if TYPE_CHECKING:
 PARITY_TOLERANCE = 1e-3
 """How far a probability may lie from the one that evaluation gave."""
 
+WITHOUT_LABELS = {
+    "masked": "it has learned from texts alone. Train a classifier that begins with it: fastserve train --data "
+    "LABELLED --task classification model.start=MODEL",
+    "generation": "it is a language model, which writes, and is neither served nor exported to other runtimes. Use "
+    "fastserve chat or fastserve predict, or load its folder with another program that reads the Hugging Face form",
+}
+"""Tasks whose models give no labels, and what to do with those."""
+
+
+def check_labels(bundle: Bundle) -> None:
+    """ConfigError for a bundle that gives no labels."""
+    if (advice := WITHOUT_LABELS.get(bundle.manifest.task)) is not None:
+        raise ConfigError(f"{bundle.folder} is of the task {bundle.manifest.task} and gives no labels: {advice}")
+
 
 class Predictor:
     """Answers with a bundle. What it needs is read when it is first used; `warm` does so at once.
@@ -30,11 +44,7 @@ class Predictor:
     """
 
     def __init__(self, bundle: Bundle, runtime: str = "auto", threads: int | None = None) -> None:
-        if bundle.manifest.task == "masked":
-            raise ConfigError(
-                f"{bundle.folder} gives no labels: it has learned from texts alone. Train a classifier that begins "
-                "with it: fastserve train --data LABELLED --task classification model.start=MODEL"
-            )
+        check_labels(bundle)
         self.bundle = bundle
         self.runtime_name = runtime
         self.threads = threads

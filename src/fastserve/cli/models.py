@@ -7,11 +7,15 @@ from typing import Any
 
 import click
 
+from fastserve.bundle.format import DataSource
 from fastserve.cli.main import json_option, show
 from fastserve.config import home
 from fastserve.errors import BundleError
 from fastserve.registry import Registry
 from fastserve.registry.summary import ModelSummary, VersionSummary
+
+HEADLINES = ("accuracy", "f1_macro", "bits_per_character")
+"""Figures by which versions are told apart at a glance."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -96,11 +100,7 @@ def lineage(reference: str, as_json: bool) -> None:
     result = [{"version": a.reference, "lineage": a.lineage and a.lineage.model_dump(mode="json")} for a in chain]
     lines = []
     for ancestor in chain:
-        data = (
-            ", ".join(f"{d.address} ({d.rows:,} rows)" for d in ancestor.lineage.data)
-            if ancestor.lineage
-            else "unknown"
-        )
+        data = ", ".join(map(_source, ancestor.lineage.data)) if ancestor.lineage else "unknown"
         lines.append(f"{ancestor.reference}: data {data}")
     show({"lineage": result}, "\n".join(lines), as_json=as_json)
 
@@ -135,6 +135,10 @@ def delete(reference: str, force: bool, as_json: bool) -> None:
     show({"deleted": version.reference}, f"deleted {version.reference}", as_json=as_json)
 
 
+def _source(source: DataSource) -> str:
+    return f"{source.address} ({source.rows:,} rows)" if source.rows else source.address
+
+
 def _model_line(model: ModelSummary) -> str:
     aliases = ", ".join(f"{alias} -> {number}" for alias, number in model.aliases.items()) or "no alias"
     return f"{model.name}: {len(model.versions)} version(s), newest {model.latest}, {aliases}"
@@ -144,9 +148,10 @@ def _version_line(version: VersionSummary) -> str:
     if version.fault:
         return f"  {version.reference}: {version.fault}"
     figures = version.metrics or {}
-    headline: dict[str, Any] = {name: figures[name] for name in ("accuracy", "f1_macro") if name in figures}
+    headline: dict[str, Any] = {name: figures[name] for name in HEADLINES if name in figures}
     shown = ", ".join(f"{name} {value:.4f}" for name, value in headline.items()) or "not evaluated"
     marks = f" [{', '.join(version.aliases)}]" if version.aliases else ""
     size = version.size_bytes / 2**20
-    kind = f"{version.network}, {version.labels} labels, {shown}, {size:.1f} MiB"
+    what = f"{version.labels} labels" if version.labels else f"task {version.task}"
+    kind = f"{version.network}, {what}, {shown}, {size:.1f} MiB"
     return f"  {version.reference}{marks}: {kind}, {version.created}"

@@ -12,7 +12,7 @@ import fastserve
 from fastserve import files
 from fastserve.bundle.bundle import REPORT, REPORT_PAGE, Bundle, amend_manifest, headline
 from fastserve.bundle.format import Manifest, RuntimeFile
-from fastserve.bundle.predictor import Predictor
+from fastserve.bundle.predictor import Predictor, check_labels
 from fastserve.bundle.runtimes.base import SPEED, automatic
 from fastserve.compression.check import Check, compare
 from fastserve.compression.forms import FILES, LIBRARIES, check_possible, write_form
@@ -87,8 +87,10 @@ def export(bundle: Bundle, folder: Path, options: ExportOptions, *, parent: str 
 
     The form is kept whatever its check finds, but `auto` takes only one that passed and is faster. parent: the
     reference of `bundle`.
-    UserError where int8 has no data to be checked on, ConfigError where the network has no such form.
+    UserError where int8 has no data to be checked on, ConfigError where the network has no such form or the bundle
+    gives no labels.
     """
+    check_labels(bundle)
     check_possible(options)
     with files.new_folder(folder) as temporary:
         copy_bundle(bundle.folder, temporary)

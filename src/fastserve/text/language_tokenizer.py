@@ -201,6 +201,8 @@ class LanguageTokenizer:
             other.__dict__.pop(name, None)
         if other.template is None:
             raise ConfigError(f"{self.where}: its chat_template is no text; expected a Jinja template")
+        if source is not None:
+            other.template.where = "the chat template that was given"
         other.template.check()
         if other.template.ends(other) is None:
             raise ConfigError(
