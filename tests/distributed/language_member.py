@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,15 @@ STEP_TOKENS = 90
 EXCHANGES = {"inner_steps": 3, "compression": "none"}
 """Options of diloco."""
 SMALL = {"layers": 2, "dim": 32, "heads": 4, "key_value_heads": 2, "context": CONTEXT}
-FAMILY: dict[str, dict[str, Any]] = {
+FAMILY: dict[str, dict[str, Any]] = {  # arguments of `run_of`
     "decoder": {},
     "decoder-free-head": {"options": {"tied": False, "form": "qwen3"}},
     "decoder-in-pieces": {"micro_batch": 20},
     "decoder-muon": {"optimizer": "muon"},
-    "decoder-adapters": {"adapters": True},
     "decoder-preferences": {"preferences": True},
 }
-"""Arguments of `run_of`."""
+if find_spec("peft") is not None:
+    FAMILY["decoder-adapters"] = {"adapters": True}
 
 
 def answers(seed: int) -> Ragged:

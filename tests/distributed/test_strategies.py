@@ -48,6 +48,7 @@ def test_steps_in_pieces_are_whole_steps(alone: Path) -> None:
 
 
 def test_only_adapters_are_trained(alone: Path, shared: Path) -> None:
+    pytest.importorskip("peft")
     for folder in (alone, shared):
         found = load_file(folder / "decoder-adapters.safetensors")
         weights = [name.removeprefix("weights/") for name in found if name.startswith("weights/")]
