@@ -17,17 +17,24 @@ from fastserve.distributed.world import ALONE
 from fastserve.training import course
 from fastserve.training.calibrate import measure
 from fastserve.training.course import PREPARED
+from fastserve.training.plans import HasSizes
 from fastserve.training.runs import RunFolder
 
 STRATEGIES = ("ddp", "fsdp", "diloco")
-HEADINGS = "workers  strategy        step    texts/s  waiting  sent a step    memory"
+HEADINGS = "workers  strategy        step  {rate:>10}  waiting  sent a step    memory"
+TEXTS, CONTEXTS = "texts", "contexts"
+"""What the rows of a step are: texts, or as many tokens as fill a language model's context."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Estimates for each number of workers, one for each strategy. memory: bytes of a worker, where they are known."""
+    """Estimates for each number of workers, one for each strategy. memory: bytes of a worker, where they are known.
+
+    unit: what rows are, TEXTS or CONTEXTS.
+    """
 
     network: str
+    unit: str
     work: Work
     inside: Link
     estimates: dict[int, list[Estimate]]
@@ -36,6 +43,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         return {
             "network": self.network,
+            "unit": self.unit,
             "work": asdict(self.work),
             "link_inside": asdict(self.inside),
             "plans": [self._json_of(workers, found) for workers, found in self.estimates.items()],
@@ -50,22 +58,27 @@ class Plan:
         """For a person: a line for each number of workers and strategy."""
         work = self.work
         lines = [
-            f"{self.network}: {work.rows} texts a step, {1e3 * (work.fixed + work.per_row * work.rows):,.1f} ms on one "
-            f"core; {work.dense / 1e6:,.1f} MB of gradients and {work.table_row / 1e3:,.1f} KB for each text travel",
+            f"{self.network}: {work.rows} {self.unit} a step, "
+            f"{1e3 * (work.fixed + work.per_row * work.rows):,.1f} ms on one core; "
+            f"{work.dense / 1e6:,.1f} MB of gradients travel{self._of_tables()}",
             f"between processes here: {self.inside.bandwidth / 1e9:.2f} GB/s, {self.inside.latency * 1e6:.0f} us",
             "",
-            HEADINGS,
+            HEADINGS.format(rate=f"{self.unit}/s"),
         ]
         for workers, found in self.estimates.items():
             best, why = recommend(found, self.memory)
             for each in found:
                 mark = f"  <- {why}" if each is best else ""
                 lines.append(
-                    f"{workers:>7}  {each.strategy:8}  {1e3 * each.step:>7,.1f} ms  {each.throughput:>9,.0f}  "
+                    f"{workers:>7}  {each.strategy:8}  {1e3 * each.step:>7,.1f} ms  {each.throughput:>10,.0f}  "
                     f"{each.share:>7.0%}  {each.sent / 1e6:>8,.2f} MB  {each.memory / 1e9:>5,.2f} GB{mark}"
                 )
             lines += [why] if best is None else []
         return "\n".join(lines)
+
+    def _of_tables(self) -> str:
+        row = self.work.table_row
+        return f", and {row / 1e3:,.1f} KB for each of the {self.unit}" if row else ""
 
 
 def plan(
@@ -82,7 +95,7 @@ def plan(
     """Prepare the data, measure a few steps, and estimate each strategy for each number of workers."""
     outside = None if link is None else Link.parse(link, latency)
     room = None if memory is None else float(bytes_of(memory))
-    work, network = _measured(config)
+    work, network, unit = _measured(config)
     inside = measure_inside()
     gloo = device.pick_device(config.train.device).type != "cuda"
     shared = cores or device.cores()
@@ -92,12 +105,14 @@ def plan(
         here = per_node or (max(shared, 1) if outside is not None else workers)
         cluster = Cluster(workers, min(here, workers), shared, outside or inside, inside, speed, gloo)
         estimates[workers] = [estimate(work, cluster, each, inner_steps=inner) for each in STRATEGIES]
-    return Plan(network, work, inside, estimates, room)
+    return Plan(network, unit, work, inside, estimates, room)
 
 
-def _measured(config: Config) -> tuple[Work, str]:
+def _measured(config: Config) -> tuple[Work, str, str]:
+    """What a step costs, of which network, and what its rows are."""
     with tempfile.TemporaryDirectory(prefix="fastserve-plan-") as path:
         task, folder = course.pick(config.task), RunFolder(Path(path))
         task.prepare(config, folder.data, lambda: None)
         run = task.start(config, folder, ALONE)
-        return measure(run), json.loads((folder.data / PREPARED).read_text("utf-8"))["network"]
+        unit = CONTEXTS if isinstance(run.plan, HasSizes) else TEXTS
+        return measure(run), json.loads((folder.data / PREPARED).read_text("utf-8"))["network"], unit
