@@ -18,6 +18,6 @@ class Averaging(Alone):
         """Each worker's mean counts by what counts in its rows."""
         return part.share * self.world.size
 
-    def reduce(self, tables: Iterable[nn.Parameter]) -> None:
+    def reduce(self, tables: Iterable[nn.Parameter], normalized: bool = False) -> None:
         for table in tables:
             average_rows(table, self.world)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastserve.config import Fraction, Positive, Section
 from fastserve.distributed.strategy import Alone, Named, start_alike
+from fastserve.distributed.touches import Touches
 from fastserve.distributed.world import Part, World
 
 
@@ -34,8 +35,10 @@ class DilocoOptions(Section):
 class Diloco(Alone):
     """Douillard et al. 2023, arXiv 2311.08105: an outer Nesterov step along the workers' mean movement.
 
-    Of row-sparse tables only the rows that any worker moved travel; the outer step is that of the whole table. The
-    optimizers' states stay with the workers. One worker with all rows finds other weights; they should be as good.
+    Of row-sparse tables only the rows that any worker moved travel; the outer step is that of the whole table. Where
+    the optimizer makes full steps along any gradient, rows that few workers touch move as often as with averaged
+    gradients (`Touches`). The optimizers' states stay with the workers. One worker with all rows finds other weights;
+    they should be as good.
     """
 
     Options: ClassVar[type[Section]] = DilocoOptions
@@ -44,7 +47,9 @@ class Diloco(Alone):
     def __init__(self, options: DilocoOptions, world: World) -> None:
         super().__init__(options, world)
         self._weights: dict[str, nn.Parameter] = {}
-        self._tables: frozenset[str] = frozenset()
+        self._tables: dict[nn.Parameter, str] = {}
+        self._touches: dict[str, Touches] = {}
+        """Of tables whose optimizer gives each touch a full step; none while at rest."""
         self._common: dict[str, Tensor] = {}
         """What all workers had after the last exchange."""
         self._momentum: dict[str, Tensor] = {}
@@ -53,7 +58,7 @@ class Diloco(Alone):
     def place(self, module: nn.Module, tables: Named) -> nn.Module:
         start_alike(chain(module.parameters(), module.buffers()), self.world)
         self._weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self._tables = frozenset(tables)
+        self._tables = {table: name for name, table in tables.items()}
         self.restore({})
         return module
 
@@ -65,6 +70,12 @@ class Diloco(Alone):
         """The step is the worker's own."""
         return part.own or len(part.rows)
 
+    def reduce(self, tables: Iterable[nn.Parameter], normalized: bool = False) -> None:
+        """Every worker steps by gradients of its own, and notes which rows."""
+        if normalized:
+            for table in tables:
+                self._touches.setdefault(self._tables[table], Touches(table)).note()
+
     def after_step(self) -> None:
         super().after_step()
         self._steps_alone += 1
@@ -75,6 +86,7 @@ class Diloco(Alone):
         if self._steps_alone:
             with self.world.doing("average"):
                 self._exchange()
+            self._touches = {}
             self._steps_alone = 0
 
     @property
@@ -93,17 +105,17 @@ class Diloco(Alone):
         found = state.get("momentum", {})
         self._common = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._momentum = {name: found.get(name, torch.zeros_like(w)).to(w) for name, w in self._common.items()}
+        self._touches = {}
         self._steps_alone = 0
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        rows = {name: self._moved_rows(name) for name in self._weights if name in self._tables}
+        tables = self._tables.values()
+        rows = {name: self._moved_rows(name) for name in self._weights if name in tables}
         moved = {name: self._common[name] - weight for name, weight in self._weights.items()}  # as a gradient points
         self._average([moved[name] for name in moved if name not in rows])
         for name, places in rows.items():
-            values = moved[name].index_select(0, places)
-            self._average([values])
-            moved[name].index_copy_(0, places, values)
+            moved[name].index_copy_(0, places, self._movement(name, moved[name].index_select(0, places), places))
         for name, direction in moved.items():
             self._outer_step(name, direction)
 
@@ -113,6 +125,17 @@ class Diloco(Alone):
         dist.all_reduce(moved, dist.ReduceOp.MAX)
         self.world.traffic.reduced("rows", moved.nbytes)
         return moved.nonzero().flatten()
+
+    def _movement(self, name: str, values: Tensor, places: Tensor) -> Tensor:
+        """What rows `places` (M,) of a table move by, of what this worker's have moved by: values (M, any)."""
+        touches = self._touches.get(name)
+        if touches is None:
+            self._average([values])
+            return values
+        columns = torch.cat([values.flatten(1), touches.columns(places).to(values)], 1)
+        self._average([columns])
+        often = touches.as_often(columns[:, -2:], self.world.size)
+        return (columns[:, :-2] * often[:, None]).view_as(values)
 
     def _average(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their means over the workers, in one exchange."""

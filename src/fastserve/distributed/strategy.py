@@ -60,8 +60,12 @@ class Strategy(Protocol):
         """While entered, both passes of a part of a step that is not the last: what can wait for that one does."""
         ...
 
-    def reduce(self, tables: Iterable[nn.Parameter]) -> None:
-        """Average the row-sparse gradients of `tables` over the workers."""
+    def reduce(self, tables: Iterable[nn.Parameter], normalized: bool = False) -> None:
+        """Average the row-sparse gradients of `tables` over the workers, where the strategy has each step averaged.
+
+        normalized: whether the step that follows moves the touched rows alone, and as far however large their gradients
+        are (as Adam's does).
+        """
         ...
 
     def after_step(self) -> None:
@@ -119,7 +123,7 @@ class Alone:
     def holding(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def reduce(self, tables: Iterable[nn.Parameter]) -> None:
+    def reduce(self, tables: Iterable[nn.Parameter], normalized: bool = False) -> None:
         return
 
     def after_step(self) -> None:

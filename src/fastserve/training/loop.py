@@ -386,12 +386,12 @@ class TrainingRun:
 
     # Parts of a step
 
-    def _reduce(self, tables: Iterable[nn.Parameter]) -> None:
+    def _reduce(self, tables: Iterable[nn.Parameter], normalized: bool) -> None:
         tables = list(tables)
         if self._in_pieces:
             add_up(tables)
         with self.world.doing("rows"):
-            self.strategy.reduce(tables)
+            self.strategy.reduce(tables, normalized)
 
     def _update_average(self) -> None:
         """Where all workers have the same weights, so that they have the same average."""

@@ -16,8 +16,8 @@ from fastserve.training.row_optimizers import PlainDescent, RowAdam, RowOptimize
 from fastserve.types import ParameterGroup, Recipe
 
 Groups = list[dict[str, Any]]
-Reduce = Callable[[Iterable[nn.Parameter]], None]
-"""Makes the row-sparse gradients of tables those of all workers."""
+Reduce = Callable[[Iterable[nn.Parameter], bool], None]
+"""Makes the row-sparse gradients of tables those of all workers (`Strategy.reduce`)."""
 Maker = Callable[[Groups, Recipe], torch.optim.Optimizer | RowOptimizer]
 
 DENSE: Mapping[str, Maker] = {
@@ -41,10 +41,12 @@ class Part:
     tables: tuple[nn.Parameter, ...]
     """Those with row-sparse gradients."""
     accumulate: int = 1
+    normalized: bool = False
+    """Whether a step moves the touched rows alone, and as far however large their gradients are."""
 
     def step(self, rate: float, reduce: Reduce) -> None:
         """One update with `rate` times the full learning rates, then empty gradients."""
-        reduce(self.tables)
+        reduce(self.tables, self.normalized)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_rate"] * rate
             if self.accumulate > 1:
@@ -60,7 +62,7 @@ class Optimizers:
     Weight decay is for matrices only: biases, norms and row-sparse tables are left alone.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe, reduce: Reduce = lambda tables: None) -> None:
+    def __init__(self, network: nn.Module, recipe: Recipe, reduce: Reduce = lambda tables, normalized: None) -> None:
         self.recipe = recipe
         self.reduce = reduce
         self.steps = 0
@@ -93,7 +95,7 @@ class Optimizers:
             self.parts.append(Part(DENSE[group.optimizer](dense, self.recipe), tuple(waiting), group.accumulate))
         if by_rows:
             optimizer = SPARSE[group.optimizer]([{"params": by_rows, "lr": rate, "full_rate": rate}], self.recipe)
-            self.parts.append(Part(optimizer, tuple(by_rows)))
+            self.parts.append(Part(optimizer, tuple(by_rows), normalized=group.optimizer != "sgd"))
 
     @property
     def at_rest(self) -> bool:
