@@ -23,14 +23,17 @@ from torch import nn
 from fastserve.config import DistributedConfig, TrainConfig
 from fastserve.data.memory import MemoryRows
 from fastserve.data.packs import PackPlan, packed_batches
+from fastserve.data.shards import Shards
+from fastserve.data.store import write_store
 from fastserve.distributed.strategy import pick
 from fastserve.distributed.world import World
 from fastserve.models import NetworkShape, RaggedTensor, build, find, lora
 from fastserve.tasks.generation import Generation
 from fastserve.tasks.preference import CHOSEN, REJECTED, PreferenceTuning
+from fastserve.training.generation import reference
 from fastserve.training.loop import TrainingRun
 from fastserve.training.settings import settle
-from fastserve.types import Ragged
+from fastserve.types import FloatArray, Ragged
 
 NETWORK, ROWS, WORDS, CONTEXT = "decoder-15m", 43, 60, 32
 STEP_TOKENS = 90
@@ -131,7 +134,33 @@ def main(out: Path) -> None:
         weights = run.weights()
         if world.leads:
             save_file({key: value.contiguous().clone() for key, value in weights.items()}, out / f"{name}.safetensors")
+    leave_reference(world, out)
     world.leave()
+
+
+def leave_reference(world: World, out: Path) -> None:
+    """What all pairs of answers are compared with, as each worker got it."""
+    if world.leads:
+        write_pairs(out / "pairs")
+    world.barrier()
+    reference.TOKENS = 100
+    found = reference_of(out, world, "shared.npy")
+    again = reference_of(out, world, "shared.npy")
+    np.save(out / f"reference-{world.rank}.npy", np.stack([found, again]))
+
+
+def write_pairs(folder: Path) -> None:
+    with write_store(folder / "00000") as store:
+        sizes, lines = np.ones((ROWS, 3), np.int64), np.arange(ROWS)
+        store.append({CHOSEN: answers(5), REJECTED: answers(6)}, sizes, lines)
+
+
+def reference_of(folder: Path, world: World, file: str) -> FloatArray:
+    """float32 (rows, 2), of the network before its first step."""
+    torch.manual_seed(0)
+    network = build(NETWORK, SMALL, NetworkShape({"tokens": WORDS}, WORDS), causal=True)
+    pairs = Shards.open(folder / "pairs")
+    return reference.referenced(network, pairs, folder / file, torch.device("cpu"), world).reference
 
 
 if __name__ == "__main__":

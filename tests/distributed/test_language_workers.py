@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import language_member
+import numpy as np
 import pytest
 import torch
 from processes import run_workers
@@ -68,3 +69,11 @@ def test_shards_of_a_network_that_was_never_whole_are_those_of_one_that_was(foun
     whole, empty = (load_file(found / f"{name}.safetensors") for name in ("fsdp", "fsdp-empty"))
     assert whole.keys() == empty.keys()
     assert all(torch.equal(whole[name], empty[name]) for name in whole)
+
+
+def test_workers_share_what_answers_are_compared_with(found: Path) -> None:
+    expected = language_member.reference_of(found, ALONE, "alone.npy")
+    for rank in range(WORKERS):
+        for each in np.load(found / f"reference-{rank}.npy"):  # computed, and read
+            np.testing.assert_allclose(each, expected, rtol=1e-5)
+    assert (expected < 0).all()

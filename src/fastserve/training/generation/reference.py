@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,23 +45,38 @@ def pair_lengths(pairs: Shards) -> IntArray:
 
 
 def referenced(network: nn.Module, pairs: Shards, file: Path, place: torch.device, world: World) -> Referenced:
-    """The pairs with their reference, which the leader of the workers computes into `file` where it is not there."""
-    world.after_leader(lambda: _write(network, pairs, file, place))
-    return Referenced(pairs, np.load(file, allow_pickle=False))
+    """The pairs with their reference, which is read from `file`, or computed by all workers and left there."""
+    if world.told(file.is_file()):
+        return Referenced(pairs, np.load(file, allow_pickle=False))
+    reference = _computed(network, pairs, place, world)
+    if world.leads:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with files.new_file(file) as out:
+            np.save(out, reference, allow_pickle=False)
+    return Referenced(pairs, reference)
 
 
-def _write(network: nn.Module, pairs: Shards, file: Path, place: torch.device) -> None:
-    if file.is_file():
-        return
-    task, reference = PreferenceTuning(), np.zeros((len(pairs), 2), np.float32)
+def _computed(network: nn.Module, pairs: Shards, place: torch.device, world: World) -> FloatArray:
+    """float32 (rows, 2). Workers take turns with the batches, and all get the whole."""
+    task, mine = PreferenceTuning(), packed_batches(pair_lengths(pairs), TOKENS)[world.rank :: world.size]
     network.to(place).eval()
-    with log.Progress("reference", total=len(pairs), unit="pairs") as progress, torch.inference_mode():
-        for rows in packed_batches(pair_lengths(pairs), TOKENS):
-            reference[rows] = task.score(network, _inputs(pairs.batch(rows), place)).float().cpu().numpy()
+    found = [np.zeros((0, 2), np.float32)]
+    with world.pulse.during("evaluation"), torch.inference_mode():
+        for rows in _shown(mine) if world.leads else mine:
+            found.append(task.score(network, _inputs(pairs.batch(rows), place)).float().cpu().numpy())
+            world.pulse.turns += 1
+    reference = np.zeros((len(pairs), 2), np.float32)
+    order = world.gather(np.concatenate([np.zeros(0, np.int64), *mine]))
+    reference[order] = world.gather(np.concatenate(found))
+    return reference
+
+
+def _shown(batches: list[LongArray]) -> Iterator[LongArray]:
+    """The batches, with a line that says how far it is."""
+    with log.Progress("reference", total=sum(map(len, batches)), unit="pairs") as progress:
+        for rows in batches:
+            yield rows
             progress.advance(len(rows))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with files.new_file(file) as out:
-        np.save(out, reference, allow_pickle=False)
 
 
 def _inputs(batch: Batch, place: torch.device) -> dict[str, Any]:
