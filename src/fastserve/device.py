@@ -65,6 +65,16 @@ def give_back_freed_memory() -> None:
         trim(0)
 
 
+OUT_OF_MEMORY = ("defaultcpuallocator", "can't allocate memory", "bad_alloc", "out of memory")
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception says that memory did not suffice: Python's own, or what torch raises in its place."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in OUT_OF_MEMORY)
+
+
 def cores() -> int:
     """How many cores this process may use: its affinity, further limited by its control group."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

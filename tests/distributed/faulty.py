@@ -1,6 +1,7 @@
 """A network of one's own that is slow, so that something can happen to its workers, and that fails where it is told to.
 
-$FAULT is KIND:RANK:STEP: `raise` an exception in that worker at that step, or `hang` in it.
+$FAULT is KIND:RANK:STEP: `raise` an exception in that worker at that step, `hang` in it, or ask for more
+`memory` than there is.
 """
 
 from __future__ import annotations
@@ -35,10 +36,12 @@ class Faulty(nn.Module):
 
     def _fail(self) -> None:
         kind, rank, step = os.environ.get("FAULT", "none:0:0").split(":")
-        if os.environ.get("RANK") != rank or self.steps + 1 != int(step):
+        if os.environ.get("RANK", "0") != rank or self.steps + 1 != int(step):
             return
         if kind == "raise":
             raise ValueError("the ninth life is gone")
+        if kind == "memory":
+            torch.empty(1 << 60, dtype=torch.uint8)
         if kind == "hang":
             self._fall_asleep()
 

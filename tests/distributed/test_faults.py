@@ -46,6 +46,17 @@ def test_a_failure_that_comes_again_ends_the_run_and_names_its_traceback(tmp_pat
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_memory_that_runs_out_is_no_defect(tmp_path: Path, workers: str) -> None:
+    """The last worker asks for more than any machine has; it would again, so that none starts again."""
+    env = {"FAULT": f"memory:{int(workers) - 1}:2"}
+    said = failed(start(tmp_path, *FAULTY, "--workers", workers, env=env), 1)
+    assert "out of memory" in said.splitlines()[-1]
+    assert "smaller train.batch" in said.splitlines()[-1]
+    assert "start again" not in said
+    assert "defect" not in said
+
+
 @pytest.mark.heavy
 def test_a_failure_that_does_not_come_again_costs_a_restart(tmp_path: Path, undisturbed: dict[str, object]) -> None:
     """After the restart, the worker counts its calls from the checkpoint and has fewer left than it fails at."""

@@ -94,9 +94,9 @@ def run(arguments: Sequence[str]) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except MemoryError:
-        return _failed("out of memory: use a smaller train.batch, text.max_length or network", 1, arguments)
-    except Exception:
+    except Exception as error:
+        if device.ran_out(error):
+            return _failed("out of memory: use a smaller train.batch, text.max_length or network", 1, arguments)
         traceback.print_exc()
         return _failed("this is a defect of FastServe; please report it with the lines above", 1, arguments)
 

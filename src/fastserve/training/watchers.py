@@ -17,6 +17,8 @@ from fastserve.training.settings import Settings
 Watcher = Callable[[Event], None]
 
 EVENTS = "events.jsonl"
+FLUSH_SECONDS = 30
+"""After which TensorBoard sees what was written."""
 MOST_STEP_LINES = 500
 """How many optimizer steps of a run are written down; a longer run writes every n-th."""
 
@@ -81,21 +83,36 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 class TensorBoard:
-    """TensorBoard files beside the events: loss, learning rate, validation figures."""
+    """TensorBoard files beside the events: loss, learning rate, validation figures.
+
+    Written where they come up: the thread of the usual writer was waited for without end once memory had run out.
+    """
 
     def __init__(self, folder: Path) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"), max_queue=1000, flush_secs=30)
+        path = folder / "tensorboard"
+        path.mkdir(exist_ok=True)
+        self.writer = EventsWriter(str(path / "events"))
+        self._flushed = time.monotonic()
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Stepped):
             if math.isfinite(event.loss):
-                self.writer.add_scalar("train/loss", event.loss, event.step)
-            self.writer.add_scalar("train/learning_rate", event.learning_rate, event.step)
+                self._add("train/loss", event.loss, event.step)
+            self._add("train/learning_rate", event.learning_rate, event.step)
         elif isinstance(event, Evaluated):
             for name, value in event.metrics.items():
-                self.writer.add_scalar(f"validation/{name}", value, event.step)
+                self._add(f"validation/{name}", value, event.step)
+
+    def _add(self, name: str, value: float, step: int) -> None:
+        from tensorboardX.proto.event_pb2 import Event as Entry
+        from tensorboardX.summary import scalar
+
+        self.writer.write_event(Entry(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.writer.flush()
+            self._flushed = time.monotonic()
 
     def close(self) -> None:
         self.writer.close()

@@ -119,8 +119,17 @@ def _try_to_work(folder: RunFolder, rank: int, pulse: Pulse) -> int:
         return error.exit_code
     except Exception as error:
         failures.leave(folder.workers / "failures", rank, pulse, error)
+        if device.ran_out(error):
+            _leave_failure(folder.path / FAILURE, _out_of_memory(rank, pulse))
         return 1
     return 0
+
+
+def _out_of_memory(rank: int, pulse: Pulse) -> TrainingError:
+    return TrainingError(
+        f"worker {rank} on {socket.gethostname()} is out of memory after step {pulse.step} ({pulse.doing}): use a "
+        "smaller train.batch, text.max_length or network, or fewer workers on a machine"
+    )
 
 
 def _work(folder: RunFolder, pulse: Pulse) -> None:
