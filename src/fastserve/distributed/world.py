@@ -79,7 +79,7 @@ class World:
     """What this worker has sent so far."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "traffic", Traffic(self.size))
+        object.__setattr__(self, "traffic", Traffic(self.size, gloo=self.device.type == "cpu"))
 
     @classmethod
     def join(cls, device: torch.device, timeout_seconds: float, pulse: Pulse | None = None) -> World:
