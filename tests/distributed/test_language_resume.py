@@ -117,18 +117,19 @@ def test_workers_that_train_alone_go_on_in_the_same_order(tmp_path: Path) -> Non
     assert all(sorted((then if at > step else first)[at]) == sorted(rows) for at, rows in expected.items())
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model that is tuned."""
-    words = command(prompts(tmp_path), "train.epochs=1")
-    return Path(json.loads(ended(start(tmp_path / "base", *words), 0)[0].splitlines()[-1])["folder"])
+    folder = tmp_path_factory.mktemp("base")
+    words = command(prompts(folder), "train.epochs=1")
+    return Path(json.loads(ended(start(folder, *words), 0)[0].splitlines()[-1])["folder"])
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("workers", [[], ["--workers", "2"]])
 def test_adapters_alone_are_trained_and_go_on(base: Path, workers: list[str], tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    words = command(tmp_path / "prompts.jsonl", f"model.start={base}", "model.lora.rank=4", *workers)
+    words = command(prompts(tmp_path), f"model.start={base}", "model.lora.rank=4", *workers)
     weights, _ = killed(tmp_path / "killed", words)
     assert_same(weights, undisturbed(tmp_path / "whole", words))
     before = load_file(base / "model.safetensors")
