@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fastserve.config import Config, load_config
-from fastserve.models import find, reads
+from fastserve.models import find
+from fastserve.models.builtin import BUILTIN
 from fastserve.plugins import NETWORKS
 from fastserve.training.classification.prepare import Prepared, load, prepare
 from fastserve.training.course import PREPARED
@@ -85,8 +86,8 @@ def test_only_what_is_written_whole_is_loaded(config: Config, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", sorted(NETWORKS.builtin))
 def test_what_a_network_reads_is_known_before_it_is_imported(name: str) -> None:
-    kind = find(name)
-    assert (reads(name).encodings, reads(name).preferences) == (kind.encodings, kind.preferences)
+    kind = find(name, causal=None)
+    assert (BUILTIN[name].encodings, BUILTIN[name].preferences) == (kind.encodings, kind.preferences)
 
 
 def test_torch_is_not_imported_before_texts_are_encoded() -> None:
