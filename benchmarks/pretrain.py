@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import fastserve as fs
+from fastserve.config import parse_override
 
 DATA = Path(__file__).resolve().parents[2] / "shared/data/zh_sentiment_100k"
 Row = dict[str, str]
@@ -114,7 +115,7 @@ def write_labelled(rows: list[Row], path: Path, count: int, seed: int) -> Path:
 
 def classify(train: Path, dev: str, model: dict[str, Any], seed: int, options: argparse.Namespace) -> float:
     """Accuracy on the rows of `dev`."""
-    tuned = dict(word.split("=", 1) for word in options.tune)
+    tuned = {".".join(key): value for key, value in map(parse_override, options.tune)}
     data = {"train": str(train), "test": dev}
     found = fs.train(task="classification", data=data, model=model, seed=seed, threads=options.threads, **tuned)
     return found.bundle.manifest.metrics["accuracy"]
