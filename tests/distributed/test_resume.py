@@ -78,7 +78,7 @@ class Cut:
         process = start(home, *command, *shared_by(*shared), env={"SEEN": str(notes)})
         wait_for(lambda: any(int(path.name) >= CUT for path in checkpoint(home)()), process)
         process.send_signal(signal.SIGTERM)
-        failed(process, 143)
+        failed(process, -signal.SIGTERM if shared == ALONE else 128 + signal.SIGTERM)  # as a shell says it
         step = max(int(path.name) for path in checkpoint(home)())
         assert step < EPOCHS * STEPS, "it had ended already"
         return cls(command, home, step, {n: rows for n, rows in seen(notes).items() if n <= step})
