@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fastserve.config import DataConfig
 from fastserve.data import split as split_module
 from fastserve.data.keys import first_of_each, is_among, same_form, same_forms
-from fastserve.data.split import Splits, _auto_rows, _first_of_kinds, load_splits, stratified
+from fastserve.data.split import Splits, _first_of_kinds, auto_rows, load_splits, stratified
 from fastserve.errors import DataError
 
 
@@ -100,7 +100,7 @@ def test_auto_takes_200_of_1000_rows_and_the_seed_decides(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("rows", "expected"), [(10, 2), (890, 178), (6_000, 300), (95_000, 2_000)])
 def test_how_many_rows_auto_holds_out(rows: int, expected: int) -> None:
-    assert _auto_rows(rows) == expected
+    assert auto_rows(rows) == expected
 
 
 def test_the_split_does_not_depend_on_the_process(tmp_path: Path) -> None:
