@@ -26,7 +26,8 @@ class Shards:
     @classmethod
     def open(cls, folder: Path) -> Shards:
         """The stores below `folder`, by name. StorageError where there is none, or one is damaged."""
-        stores = tuple(Store.open(path) for path in sorted(folder.iterdir()) if path.is_dir())
+        whole = sorted(path for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+        stores = tuple(map(Store.open, whole))  # a process that was killed may have left another folder
         if not stores:
             raise StorageError(f"{folder} holds no encoded rows; remove it and run again")
         return cls(stores, np.cumsum([0, *map(len, stores)]))

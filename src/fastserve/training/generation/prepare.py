@@ -240,6 +240,8 @@ def write_shards(blocks: Iterable[DocumentBlock], maker: RowMaker, folder: Path)
     """Encode documents into stores `folder/00000` and so on; those that are there are not made again."""
     if (folder / "done.json").is_file():
         return
+    if folder.is_dir():
+        files.remove_leftovers(folder, older_than_seconds=0)  # of a process that was killed: nobody else writes here
     done = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
     writer = ShardWriter(folder, maker, skip=sum(one["documents"] for one in done), number=len(done))
     total = sum(one["tokens"] for one in done)
