@@ -12,6 +12,7 @@ import pytest
 
 from fastserve import config
 from fastserve.data.shards import Shards
+from fastserve.training import corpus
 from fastserve.training.generation import prepare
 from fastserve.types import Ragged
 
@@ -21,8 +22,9 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from fastserve.config import load_config
+from fastserve.training import corpus
 from fastserve.training.generation import prepare
-prepare.SHARD_TOKENS = 1
+corpus.SHARD_TOKENS = 1
 prepare.prepare(load_config(None, sys.argv[2:]), Path(sys.argv[1]))
 """
 """Prepares in the folder of its first argument what the other ones configure."""
@@ -69,7 +71,7 @@ def test_it_goes_on_at_the_next_shard(settings: list[str], tmp_path: Path, monke
     killed(cut, settings)
     shards(cut)[-1].unlink()  # as if the last shard had just been written, and nothing said of it yet
     before = {path: path.stat().st_mtime_ns for path in shards(cut)}
-    monkeypatch.setattr(prepare, "SHARD_TOKENS", 1)
+    monkeypatch.setattr(corpus, "SHARD_TOKENS", 1)
     for folder in (cut, whole):
         prepare.prepare(config.load_config(None, settings), folder)
     assert {path: path.stat().st_mtime_ns for path in before} == before, "none was made again"

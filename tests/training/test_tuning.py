@@ -98,7 +98,7 @@ def test_preferences_make_the_better_answer_the_likely_one(at_home: Path, tmp_pa
     wins = {check["name"]: check["share"]["value"] for check in report.details["checks"]}
     assert wins["Preferred wins"] > 0.9
     assert not (tuned.bundle.folder / "adapter").exists()
-    assert tuned.bundle.manifest.lineage.parent == "base"
+    assert tuned.bundle.manifest.lineage.parent == "base@1"
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by the old name

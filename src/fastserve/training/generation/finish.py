@@ -31,6 +31,7 @@ from fastserve.training.generation.setup import Setup, batches
 from fastserve.training.loop import TrainingRun
 from fastserve.training.origin import Origin
 from fastserve.training.runs import RunFolder
+from fastserve.training.start import reference_of
 from fastserve.training.watchers import EVENTS, read_events
 from fastserve.types import FloatArray, PlainText, Ragged, Report
 
@@ -56,7 +57,8 @@ def _save(
     network.eval()
     report = judge(prepared, scores, network)
     parity = parity_rows(prepared, network)
-    lineage = origin.lineage().model_copy(update={"parent": origin.config.model.start})
+    parent = None if setup.start is None else reference_of(setup.start)
+    lineage = origin.lineage().model_copy(update={"parent": parent})
     with tempfile.TemporaryDirectory(prefix="fastserve-adapter-") as adapter:
         apart = _kept_apart(network, origin.config, Path(adapter))
         return save_bundle(

@@ -6,36 +6,28 @@ What is encoded stands in shards, each whole or not there: a process that was ki
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fastserve import files, log
 from fastserve.bundle.bundle import Bundle
 from fastserve.config import Config
-from fastserve.data.corpus import DocumentBlock
-from fastserve.data.corpus_split import CorpusPart, beginning, split_corpus, whole_text
+from fastserve.data.corpus_split import CorpusPart, beginning, whole_text
 from fastserve.data.shards import Shards
-from fastserve.data.store import StoreWriter, write_store
-from fastserve.errors import ConfigError, DataError
+from fastserve.errors import ConfigError
 from fastserve.models import reads
 from fastserve.text.language_tokenizer import LanguageTokenizer
 from fastserve.text.rows import RowMaker
 from fastserve.text.writing_pipeline import Kind, WritingPipeline
+from fastserve.training.corpus import open_parts, some_texts, split_and_say, write_parts
 from fastserve.training.course import PREPARED, Work
 from fastserve.training.start import start_of
 from fastserve.types import Completion, Conversation, Document, Preference, TextPreferences
 
-FIT_CHARACTERS = 10_000_000
-"""Of the training texts that a tokenizer is trained on, evenly spread: a minute for Chinese."""
 DESCRIBED = 1_000_000
 """Characters by which a tokenizer is described."""
-SHARD_TOKENS = 1 << 26
-PARTS = ("train", "validation", "test")
 CONTEXT = 2_048
 """Where a network that is gone on from says nothing of it."""
 SAMPLE_CHARACTERS = 20
@@ -81,7 +73,7 @@ def prepare(config: Config, folder: Path, meanwhile: Work = lambda: None) -> Non
 def load(folder: Path) -> Prepared:
     """What `Preparation` wrote."""
     state = json.loads((folder / PREPARED).read_text("utf-8"))
-    parts = {name: Shards.open(folder / name) for name in PARTS if (folder / name).is_dir()}
+    parts = open_parts(folder)
     return Prepared(
         network=state["network"],
         start=None if state["start"] is None else Path(state["start"]),
@@ -104,11 +96,7 @@ class Preparation:
     folder: Path
 
     def write(self) -> None:
-        splits = split_corpus(self.config.data, self.config.train.seed)
-        parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-        present = {name: part for name, part in parts.items() if part is not None}
-        log.say(f"{splits.train.corpus.address}: {splits.train.corpus.description}")
-        log.say("documents: " + ", ".join(f"{len(part):,} {name}" for name, part in present.items()))
+        splits = split_and_say(self.config, "documents")
         start = start_of(self.config)
         some = next(splits.train.blocks()).documents
         if isinstance(some[0], Preference) and start is None and not Path(resolve(self.config)).is_dir():
@@ -118,11 +106,7 @@ class Preparation:
             )
         pipeline = self.pipeline(splits.train, some, start)
         context = self.context(start)
-        for name, part in present.items():
-            maker = RowMaker(pipeline, context)
-            write_shards(part.blocks(), maker, self.folder / name)
-            for sentence in maker.faults.sentences(context):
-                log.say(f"{part.corpus.address}: {sentence}")
+        write_parts(splits, lambda: RowMaker(pipeline, context), context, self.folder)
         state = {
             "network": resolve(self.config) if start is None else start.manifest.network.name,
             "start": None if start is None else str(start.folder.absolute()),
@@ -187,16 +171,6 @@ def template_in(wanted: str | None) -> str | None:
     return Path(wanted).read_text("utf-8")
 
 
-def some_texts(part: CorpusPart, progress: log.Progress) -> Iterator[str]:
-    """At most FIT_CHARACTERS, of blocks that are evenly spread over the part."""
-    characters = sum(len(whole_text(document)) for block in part.blocks() for document in block.documents)
-    every = -(-characters // FIT_CHARACTERS)
-    for number, block in enumerate(part.blocks()):
-        if number % every == 0:
-            yield from map(whole_text, block.documents)
-            progress.advance(len(block))
-
-
 def described(documents: Iterable[Document]) -> list[str]:
     """The first texts, up to DESCRIBED characters."""
     texts, left = [], DESCRIBED
@@ -234,68 +208,3 @@ def sample_prompts(part: CorpusPart) -> list[str]:
             if len(prompts) == SAMPLES:
                 return prompts
     return prompts
-
-
-def write_shards(blocks: Iterable[DocumentBlock], maker: RowMaker, folder: Path) -> None:
-    """Encode documents into stores `folder/00000` and so on; those that are there are not made again."""
-    if (folder / "done.json").is_file():
-        return
-    if folder.is_dir():
-        files.remove_leftovers(folder, older_than_seconds=0)  # of a process that was killed: nobody else writes here
-    done = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))]
-    writer = ShardWriter(folder, maker, skip=sum(one["documents"] for one in done), number=len(done))
-    total = sum(one["tokens"] for one in done)
-    with log.Progress(f"encoding {folder.name}", total=None, unit="tokens") as progress:
-        total += writer.write(blocks, progress)
-        speed = progress.rate
-    if not total:
-        raise DataError(f"the {folder.name} data has no row that a model could learn from")
-    files.write_json(folder / "done.json", {"tokens": total})
-    log.say(f"encoded {folder.name}: {total:,} tokens, {speed:,.0f} tokens/s")
-
-
-@dataclass(slots=True)
-class ShardWriter:
-    """Fills shards of about SHARD_TOKENS one after the other. skip: documents that stand in earlier ones."""
-
-    folder: Path
-    maker: RowMaker
-    skip: int
-    number: int
-
-    def write(self, blocks: Iterable[DocumentBlock], progress: log.Progress) -> int:
-        """How many tokens were written."""
-        left = self._left(blocks)
-        written = 0
-        while (block := next(left, None)) is not None:
-            name = f"{self.number:05d}"
-            if (self.folder / name).is_dir():  # written whole, and the process killed before it said so
-                shutil.rmtree(self.folder / name)
-            with write_store(self.folder / name) as store:
-                documents, tokens = self._fill(store, block, left, progress)
-            files.write_json(self.folder / f"{name}.json", {"documents": documents, "tokens": tokens})
-            written += tokens
-            self.number += 1
-        return written
-
-    def _left(self, blocks: Iterable[DocumentBlock]) -> Iterator[DocumentBlock]:
-        """What is still to be encoded."""
-        passed = 0
-        for block in blocks:
-            after = passed + len(block)
-            if after > self.skip:
-                yield block if passed >= self.skip else block.take(np.arange(self.skip - passed, len(block)))
-            passed = after
-
-    def _fill(
-        self, store: StoreWriter, block: DocumentBlock | None, left: Iterator[DocumentBlock], progress: log.Progress
-    ) -> tuple[int, int]:
-        """Documents and tokens of one shard."""
-        documents = tokens = 0
-        while block is not None:
-            encoded = self.maker.encode(block.documents, block.rows)
-            store.append(encoded.encoded, encoded.targets, encoded.rows)
-            documents, tokens = documents + len(block), tokens + len(encoded.tokens.values)
-            progress.advance(len(encoded.tokens.values))
-            block = next(left, None) if tokens < SHARD_TOKENS else None
-        return documents, tokens

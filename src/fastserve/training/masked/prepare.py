@@ -9,19 +9,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from fastserve import files, log
 from fastserve.config import Config
-from fastserve.data.corpus_split import CorpusPart, split_corpus, whole_text
+from fastserve.data.corpus_split import CorpusPart, whole_text
 from fastserve.data.shards import Shards
 from fastserve.models.builtin import BUILTIN
 from fastserve.text.pipeline import TextPipeline
-from fastserve.text.rows import Faults, RowMaker, Rows
+from fastserve.text.rows import Faults, Rows
+from fastserve.training.corpus import open_parts, some_texts, split_and_say, write_parts
 from fastserve.training.course import PREPARED, Work
-from fastserve.training.generation.prepare import PARTS, some_texts, write_shards
 from fastserve.types import Document, IntArray, LongArray, Ragged
 
 NETWORK = "transformer"
@@ -61,7 +61,7 @@ def prepare(config: Config, folder: Path, meanwhile: Work = lambda: None) -> Non
 def load(folder: Path) -> Prepared:
     """What `Preparation` wrote."""
     state = json.loads((folder / PREPARED).read_text("utf-8"))
-    parts = {name: Shards.open(folder / name) for name in PARTS if (folder / name).is_dir()}
+    parts = open_parts(folder)
     return Prepared(
         network=state["network"],
         pipeline=TextPipeline.load(folder, state["text"]),
@@ -80,19 +80,12 @@ class Preparation:
     folder: Path
 
     def write(self) -> None:
-        splits = split_corpus(self.config.data, self.config.train.seed)
-        parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-        present = {name: part for name, part in parts.items() if part is not None}
-        log.say(f"{splits.train.corpus.address}: {splits.train.corpus.description}")
-        log.say("texts: " + ", ".join(f"{len(part):,} {name}" for name, part in present.items()))
+        splits = split_and_say(self.config, "texts")
         text = self.text_steps(splits.train)
         # a copy, since the limit is the tokenizer's own
         whole = TextPipeline.load(self.folder, text | {"max_length": UNLIMITED})
-        for name, part in present.items():
-            maker = PieceMaker(whole, text["max_length"])
-            write_shards(part.blocks(), cast(RowMaker, maker), self.folder / name)
-            for sentence in maker.faults.sentences(text["max_length"]):
-                log.say(f"{part.corpus.address}: {sentence}")
+        longest = text["max_length"]
+        write_parts(splits, lambda: PieceMaker(whole, longest), longest, self.folder)
         state = {"network": resolve(self.config), "text": text, "faults": splits.to_json()}
         files.write_json(self.folder / PREPARED, state)
 
