@@ -11,6 +11,7 @@
         ├── StorageError        the disk: full, read-only, or taken by another process
         ├── TrainingError       a run that cannot go on (a loss that is not a number, a dead worker)
         └── ServingError        a server that cannot start or go on
+            └── Overloaded      more is asked at once than is taken; it says when to ask again
 
 Every message says what happened, where, what was expected and how to fix it.
 The command line prints the message alone; a traceback is for defects of FastServe.
@@ -71,6 +72,14 @@ class TrainingError(WorkError):
 
 class ServingError(WorkError):
     """A server that cannot start or cannot go on."""
+
+
+class Overloaded(ServingError):
+    """More is asked at once than is taken. retry_after: seconds after which it is worth asking again."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 def choices(word: str, available: Iterable[str], *, most: int = 20) -> str:
