@@ -79,10 +79,11 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, owner: Connections) -> None:
         self.owner = owner
-        self._reader = RequestReader(owner.handler, owner.limits, self._send, self._receive, self._continue)
+        self._reader = RequestReader(owner.handler, owner.limits, self, self._receive, self._continue)
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[tuple[Exchange, bool]] = deque()
         self._current: Exchange | None = None
+        self._started: Reply | None = None
         self._keep_alive = True
         self._pumping = False
         self._closing = False
@@ -176,14 +177,46 @@ class Connection(asyncio.Protocol):
 
     # ---- replies out
 
-    def _send(self, exchange: Exchange, reply: Reply) -> None:
+    def send(self, exchange: Exchange, reply: Reply) -> None:
+        """A whole answer, if it is this exchange's turn and its client is still there."""
         transport = self._transport
         if transport is None or exchange is not self._current:
             return
         now = time.monotonic()
         keep_alive = self._keep_alive and not self.owner.handler.draining
-        transport.write(self._head(exchange, reply, keep_alive) + (b"" if exchange.method == "HEAD" else reply.body))
-        self._current = None
+        length = b"content-length: %d" % len(reply.body)
+        head = self._head(exchange, reply, length, keep_alive)
+        transport.write(head + (b"" if exchange.method == "HEAD" else reply.body))
+        self._done(exchange, reply, keep_alive, now)
+
+    def start(self, exchange: Exchange, head: Reply) -> None:
+        """The head of an answer in pieces: chunks, or until the connection ends for clients that know no chunks."""
+        if self._transport is not None and exchange is self._current:
+            self._started = head
+            self._keep_alive = self._keep_alive and not exchange.is_old and not self.owner.handler.draining
+            length = b"cache-control: no-cache" if exchange.is_old else b"transfer-encoding: chunked"
+            self._transport.write(self._head(exchange, head, length, self._keep_alive))
+
+    def write(self, exchange: Exchange, data: bytes) -> None:
+        """A piece. A client that leaves too much of its answer lie is cut off, so that memory stays bounded."""
+        transport = self._transport
+        if transport is None or exchange is not self._current:
+            return
+        transport.write(data if exchange.is_old else b"%x\r\n%b\r\n" % (len(data), data))
+        if transport.get_write_buffer_size() > self.owner.limits.unread_bytes:
+            self.abort()
+
+    def finish(self, exchange: Exchange) -> None:
+        """The end of an answer in pieces."""
+        started = self._started
+        if self._transport is None or exchange is not self._current or started is None:
+            return
+        if not exchange.is_old:
+            self._transport.write(b"0\r\n\r\n")
+        self._done(exchange, started, self._keep_alive and not self.owner.handler.draining, time.monotonic())
+
+    def _done(self, exchange: Exchange, reply: Reply, keep_alive: bool, now: float) -> None:
+        self._current = self._started = None
         if not self._write_paused:
             self._until = now + self.owner.limits.idle_seconds
         self.owner.handler.finished(exchange, reply, now)
@@ -192,14 +225,14 @@ class Connection(asyncio.Protocol):
         elif self._waiting or self._reader.refusal is not None:
             self._pump()
 
-    def _head(self, exchange: Exchange, reply: Reply, keep_alive: bool) -> bytes:
+    def _head(self, exchange: Exchange, reply: Reply, length: bytes, keep_alive: bool) -> bytes:
         given = exchange.headers.get(b"x-request-id")
         request_id = given if given is not None and _REQUEST_ID.fullmatch(given) else self.owner.next_id()
         further = "".join([f"\r\n{name}: {value}" for name, value in reply.headers]) if reply.headers else ""
-        return b"%b%b\r\ncontent-length: %d\r\ndate: %b\r\nx-request-id: %b%b%b\r\n\r\n" % (
+        return b"%b%b\r\n%b\r\ndate: %b\r\nx-request-id: %b%b%b\r\n\r\n" % (
             _STATUS_LINES[reply.status],
             reply.content_type.encode("ascii"),
-            len(reply.body),
+            length,
             self.owner.date,
             request_id,
             further.encode("latin-1"),

@@ -45,7 +45,7 @@ class Events:
                 "status": reply.status,
                 "milliseconds": round(seconds * 1e3, 3),
                 "bytes_in": len(exchange.body),
-                "bytes_out": len(reply.body),
+                "bytes_out": exchange.sent + len(reply.body),
             },
         )
 

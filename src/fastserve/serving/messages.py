@@ -23,18 +23,40 @@ class Reply:
     headers: tuple[tuple[str, str], ...] = ()
 
 
+OPENAI_PATHS = frozenset(("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"))
+"""Where errors have the form of the OpenAI API."""
+_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 503: "overloaded_error"}
+
+
 class HttpError(Exception):
-    """A request that is answered by an error status. `retry_after`: seconds after which trying again makes sense."""
+    """A request that is answered by an error status. `retry_after`: seconds after which trying again makes sense.
+
+    param: the field of the request that is at fault; code: the OpenAI API's word for the fault, where it has one.
+    """
 
     def __init__(
-        self, status: int, message: str, *, retry_after: int | None = None, headers: tuple[tuple[str, str], ...] = ()
+        self,
+        status: int,
+        message: str,
+        *,
+        retry_after: int | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+        param: str | None = None,
+        code: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message = status, message
+        self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = headers if retry_after is None else (*headers, ("retry-after", str(retry_after)))
 
-    def reply(self) -> Reply:
-        return Reply(self.status, orjson.dumps({"error": self.message}), headers=self.headers)
+    def reply(self, path: str = "") -> Reply:
+        """The error in the form that belongs to `path`."""
+        content = self.content() if path in OPENAI_PATHS else {"error": self.message}
+        return Reply(self.status, orjson.dumps(content), headers=self.headers)
+
+    def content(self) -> dict[str, Any]:
+        """The error as an object of the OpenAI API."""
+        kind = _KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 def json_reply(content: Any, status: int = 200) -> Reply:
@@ -42,13 +64,44 @@ def json_reply(content: Any, status: int = 200) -> Reply:
     return Reply(status, orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
-class Exchange:
-    """One request on its way through the server. `respond` is called exactly once, now or later.
+class Answerer(Protocol):
+    """What takes the answers of an exchange: its connection."""
 
-    `on_leave` is called when the client goes away before its answer: what was started for it should stop.
+    def send(self, exchange: Exchange, reply: Reply) -> None:
+        """A whole answer."""
+
+    def start(self, exchange: Exchange, head: Reply) -> None:
+        """Status and headers of an answer that comes in pieces; `head.body` is not sent."""
+
+    def write(self, exchange: Exchange, data: bytes) -> None:
+        """A piece of it, not empty."""
+
+    def finish(self, exchange: Exchange) -> None:
+        """All pieces were given."""
+
+
+class Exchange:
+    """One request on its way through the server. It is answered once, now or later: by `respond`, or in pieces by
+    `start`, any number of `write` and `finish`.
+
+    `on_leave` is called when the client goes away before its answer is whole: what was started for it should stop.
+    key: the name of the API key that asked; sent: bytes of pieces.
     """
 
-    __slots__ = ("_send", "body", "headers", "method", "model", "on_leave", "path", "query", "started")
+    __slots__ = (
+        "_answerer",
+        "body",
+        "headers",
+        "is_old",
+        "key",
+        "method",
+        "model",
+        "on_leave",
+        "path",
+        "query",
+        "sent",
+        "started",
+    )
 
     def __init__(
         self,
@@ -56,33 +109,59 @@ class Exchange:
         path: str,
         query: str,
         headers: Headers,
-        send: Callable[[Exchange, Reply], None],
+        answerer: Answerer,
         started: float,
+        *,
+        is_old: bool = False,
     ) -> None:
         self.method, self.path, self.query, self.headers = method, path, query, headers
         self.body = b""
         self.started = started
-        self.model = ""
+        self.is_old = is_old
+        """Whether the client speaks HTTP/1.0, which knows no chunks."""
+        self.model = self.key = ""
+        self.sent = 0
         self.on_leave: Callable[[], None] | None = None
-        self._send: Callable[[Exchange, Reply], None] | None = send
+        self._answerer: Answerer | None = answerer
 
     @property
     def is_open(self) -> bool:
-        """Whether an answer is still owed to a client that is still there."""
-        return self._send is not None
+        """Whether an answer, or the rest of one, is still owed to a client that is still there."""
+        return self._answerer is not None
 
     def respond(self, reply: Reply) -> None:
         """Send the answer. After a client left this does nothing; a second answer to one request is a defect."""
-        send, self._send, self.on_leave = self._send, None, None
-        if send is not None:
-            send(self, reply)
+        answerer = self._close()
+        if answerer is not None:
+            answerer.send(self, reply)
+
+    def start(self, head: Reply) -> None:
+        """Begin an answer that comes in pieces."""
+        if self._answerer is not None:
+            self._answerer.start(self, head)
+
+    def write(self, data: bytes) -> None:
+        """Send a piece."""
+        if self._answerer is not None and data:
+            self.sent += len(data)
+            self._answerer.write(self, data)
+
+    def finish(self) -> None:
+        """End an answer that came in pieces."""
+        answerer = self._close()
+        if answerer is not None:
+            answerer.finish(self)
 
     def leave(self) -> None:
         """The client went away."""
-        self._send = None
-        on_leave, self.on_leave = self.on_leave, None
+        on_leave = self.on_leave
+        self._close()
         if on_leave is not None:
             on_leave()
+
+    def _close(self) -> Answerer | None:
+        answerer, self._answerer, self.on_leave = self._answerer, None, None
+        return answerer
 
 
 class Handler(Protocol):
@@ -104,7 +183,10 @@ class Handler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
-    """What a connection accepts; sizes in bytes, times in seconds."""
+    """What a connection accepts; sizes in bytes, times in seconds.
+
+    unread_bytes: of an answer in pieces, what may wait here for a client that does not take it.
+    """
 
     header_bytes: int = 32 << 10
     body_bytes: int = 8 << 20
@@ -112,6 +194,7 @@ class HttpLimits:
     body_seconds: float = 30.0
     idle_seconds: float = 75.0
     write_seconds: float = 30.0
+    unread_bytes: int = 1 << 20
     connections: int = 4096
     linger_seconds: float = 2.0
     headers: int = 100

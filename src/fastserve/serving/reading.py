@@ -8,7 +8,7 @@ from typing import cast
 
 import httptools
 
-from fastserve.serving.messages import Exchange, Handler, HttpError, HttpLimits, Reply
+from fastserve.serving.messages import Answerer, Exchange, Handler, HttpError, HttpLimits, Reply
 
 _ONLY_ONCE = frozenset((b"authorization", b"content-length", b"host", b"inference-header-content-length"))
 
@@ -24,12 +24,12 @@ class RequestReader:
         self,
         handler: Handler,
         limits: HttpLimits,
-        send: Callable[[Exchange, Reply], None],
+        answerer: Answerer,
         received: Callable[[Exchange, bool], None],
         may_continue: Callable[[], None],
     ) -> None:
         self.handler, self.limits = handler, limits
-        self.send, self.received, self.may_continue = send, received, may_continue
+        self.answerer, self.received, self.may_continue = answerer, received, may_continue
         self.refusal: Reply | None = None
         self.is_reading = False
         self.deadline = 0.0
@@ -68,13 +68,13 @@ class RequestReader:
     def time_out(self) -> None:
         """The sender was too slow."""
         part = "headers" if self._exchange is None else "body"
-        self._refuse(HttpError(408, f"the {part} of the request did not arrive in time").reply())
+        self._refuse(HttpError(408, f"the {part} of the request did not arrive in time").reply(self._path))
 
     def partial(self) -> Exchange:
         """The request that was refused, as far as it is known."""
         if self._exchange is not None:
             return self._exchange
-        return Exchange("", "", "", self._headers, self.send, time.monotonic())
+        return Exchange("", "", "", self._headers, self.answerer, time.monotonic())
 
     def _refuse(self, reply: Reply) -> None:
         if self.refusal is None:
@@ -100,7 +100,8 @@ class RequestReader:
         now = time.monotonic()
         target, _, query = self._target.decode("latin-1").partition("?")
         method = self._parser.get_method().decode("ascii")
-        self._exchange = Exchange(method, target, query, self._headers, self.send, now)
+        is_old = self._parser.get_http_version() == "1.0"
+        self._exchange = Exchange(method, target, query, self._headers, self.answerer, now, is_old=is_old)
         refusal = self._check_headers() or self.handler.admit(self._exchange)
         if refusal is not None:
             self._refuse(refusal)
@@ -149,4 +150,8 @@ class RequestReader:
         ).reply()
 
     def _too_long_body(self) -> Reply:
-        return HttpError(413, f"the body is longer than {self.limits.body_bytes} bytes").reply()
+        return HttpError(413, f"the body is longer than {self.limits.body_bytes} bytes").reply(self._path)
+
+    @property
+    def _path(self) -> str:
+        return "" if self._exchange is None else self._exchange.path

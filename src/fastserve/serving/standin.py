@@ -19,10 +19,10 @@ class StandIn:
             return json_reply({"live": True})
         if exchange.path == "/v2/health/ready":
             return json_reply({"ready": False}, 503)
-        return HttpError(503, self.reason, retry_after=1).reply()
+        return HttpError(503, self.reason, retry_after=1).reply(exchange.path)
 
     def handle(self, exchange: Exchange) -> None:
-        exchange.respond(HttpError(503, self.reason, retry_after=1).reply())
+        exchange.respond(HttpError(503, self.reason, retry_after=1).reply(exchange.path))
 
     def finished(self, exchange: Exchange, reply: Reply, now: float) -> None:
         self.answered += 1
