@@ -155,4 +155,16 @@ LAUNCHERS = NameTable(
     },
 )
 
-ALL = (NETWORKS, TASKS, COURSES, CLEANERS, SEGMENTERS, RUNTIMES, STRATEGIES, LAUNCHERS)
+POLICIES = NameTable(
+    "policy",
+    "generation",
+    {
+        "fcfs": "fastserve.generation.policies.fcfs:Fcfs",
+        "priority": "fastserve.generation.policies.priority:Priority",
+        "sj-mlfq": "fastserve.generation.policies.sj_mlfq:SkipJoinMlfq",
+        "hrrn": "fastserve.generation.policies.hrrn:Hrrn",
+        "boost": "fastserve.generation.policies.boost:Boost",
+    },
+)
+
+ALL = (NETWORKS, TASKS, COURSES, CLEANERS, SEGMENTERS, RUNTIMES, STRATEGIES, LAUNCHERS, POLICIES)
