@@ -62,13 +62,10 @@ class Sizes:
     """What the options of a block come to."""
 
     dim: int
+    head_dim: int
     heads: int
     key_value_heads: int
     feedforward: int
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.heads
 
 
 def sizes_of(options: DecoderOptions) -> Sizes:
@@ -76,7 +73,7 @@ def sizes_of(options: DecoderOptions) -> Sizes:
     share = next(share for share in (3, 4, 2, 1) if heads % share == 0)
     key_value_heads = heads // share if options.key_value_heads == "auto" else options.key_value_heads
     inner = max(round(options.dim / 24), 1) * 64 if options.feedforward == "auto" else options.feedforward
-    return Sizes(options.dim, heads, key_value_heads, inner)
+    return Sizes(options.dim, options.dim // heads, heads, key_value_heads, inner)
 
 
 def hidden_weights(options: DecoderOptions) -> int:
