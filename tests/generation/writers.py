@@ -30,8 +30,9 @@ class Reciter(nn.Module):
 
     def hidden(self, ids: Tensor, attention: Attention) -> Tensor:
         vectors = nn.functional.one_hot(ids, self.vocabulary).float()
-        seen = attention(0, vectors[:, None], vectors[:, None], vectors[:, None], scale=0.0)[:, 0]
-        # with scale 0 all tokens that are seen count alike, so that their shares tell how many there are
+        seen = attention(0, vectors[:, None], vectors[:, None], vectors[:, None], scale=1e-6)[:, 0]
+        # with a scale near 0 (kernels multiply by it what is masked) all tokens that are seen count alike, so that
+        # their shares tell how many there are
         assert torch.allclose(seen.amin(-1)[attention.positions == 0], torch.zeros(()))
         assert torch.equal(seen.sum(-1).round(), torch.ones(len(ids)))
         return vectors

@@ -7,7 +7,7 @@ step alike, but min-p after top-p. Log-probabilities are the model's own, before
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +26,12 @@ class Chosen:
     logprobs: Tensor
 
 
-def choose(logits: Tensor, rows: Sequence[Row]) -> Chosen:
-    """logits: (B, V) of any float type, left as they are; rows: B.
+NOTHING: Mapping[int, Tensor] = {}
+
+
+def choose(logits: Tensor, rows: Sequence[Row], allowed: Mapping[int, Tensor] = NOTHING) -> Chosen:
+    """logits: (B, V) of any float type, left as they are; rows: B; allowed: the tokens bool (V,) that a row may take,
+    where not all.
 
     A row's token depends on its own logits and its own `Row` alone, of which `draws` moves on by one number (where the
     temperature is not 0). WorkError where the logits are not numbers, ConfigError for a bias of an unknown token.
@@ -35,7 +39,7 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> Chosen:
     logits = logits.float()
     total = logits.logsumexp(-1)
     _check(total)
-    scores = adjust(logits, rows)
+    scores = restrict(adjust(logits, rows), logits, allowed)
     ids = scores.argmax(-1)
     drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
     if drawn:
@@ -52,6 +56,21 @@ def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
         _bias(scores[index], row.sampling)
         if row.sampling.penalizes:
             _penalize(scores[index], row)
+    return scores
+
+
+def restrict(scores: Tensor, logits: Tensor, allowed: Mapping[int, Tensor]) -> Tensor:
+    """-inf for what a row may not take: float32 (B, V); the logits that the scores were made of are left as they are.
+
+    WorkError where a row may take nothing.
+    """
+    if not allowed:
+        return scores
+    scores = scores.clone() if scores is logits else scores
+    for index, tokens in allowed.items():
+        if not tokens.any():
+            raise WorkError("the grammar of a text allows no token of the vocabulary to follow")
+        scores[index].masked_fill_(~tokens, -torch.inf)
     return scores
 
 

@@ -115,7 +115,7 @@ class EngineStats:
     prefix_cache_queries_total: int = 0
     prefix_cache_hits_total: int = 0
     preemptions_total: int = 0
-    swaps_total: int = 0
+    swapped_tokens_total: int = 0
     recomputed_tokens_total: int = 0
     speculated_tokens_total: int = 0
     accepted_tokens_total: int = 0

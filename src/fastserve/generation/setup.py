@@ -1,0 +1,78 @@
+"""What `auto` means for an engine: how many texts, how much cache, how large a chunk, on this machine."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+
+from fastserve import device
+from fastserve.generation.limits import Limits
+from fastserve.generation.orders import EngineOptions
+from fastserve.generation.runner import Part, Runner
+from fastserve.generation.scheduler import Scheduler
+from fastserve.generation.step_cost import SMALL_DECODER, StepCost
+from fastserve.models.causal import CausalNetwork
+
+SLOTS = 64
+ROWS = 256
+CHUNK = 512
+CACHE_SHARE = 0.5
+"""Of the free memory."""
+SWAP_SHARE = 0.1
+"""Of the free memory, for caches that are swapped out where there are more texts than rows."""
+UNKNOWN_MEMORY = 2 << 30
+
+
+class Setup:
+    """Of a network and options; a first token is read to learn its sizes."""
+
+    def __init__(self, network: CausalNetwork, options: EngineOptions) -> None:
+        self.network, self.options = network, options
+
+    @cached_property
+    def _tried(self) -> tuple[int, int]:
+        """Size of the vocabulary, and bytes that the cache needs for a token."""
+        runner = Runner(self.network, 1)
+        logits = runner.read([Part(0, 0, [0], 1)])
+        tokens = runner.cache.capacity
+        return logits.shape[-1], -(-runner.cache.bytes // tokens)
+
+    @property
+    def vocabulary(self) -> int:
+        return self._tried[0]
+
+    @property
+    def token_bytes(self) -> int:
+        return self._tried[1]
+
+    @cached_property
+    def _memory(self) -> int:
+        place = next(self.network.head.parameters()).device
+        return device.free_memory(place) or UNKNOWN_MEMORY
+
+    def limits(self) -> Limits:
+        """Rows that may all be as long as the network reads fit into the memory, so that `auto` never runs out."""
+        options, longest = self.options, self.network.longest
+        rows_at_most = max(int(self._memory * CACHE_SHARE) // (self.token_bytes * longest), 1)
+        slots = min(SLOTS, rows_at_most) if options.slots == "auto" else options.slots
+        rows = max(min(ROWS, rows_at_most), slots) if options.rows == "auto" else max(options.rows, slots)
+        per_row = -(-longest // options.block_size)
+        blocks = rows * per_row if options.cache_tokens == "auto" else options.cache_tokens // options.block_size
+        swapped = int(self._memory * SWAP_SHARE) // (self.token_bytes * options.block_size)
+        return Limits(
+            slots=slots,
+            rows=rows,
+            blocks=max(blocks, 1),
+            block_size=options.block_size,
+            host_blocks=swapped,
+            chunk=CHUNK if options.chunk == "auto" else options.chunk,
+            max_waiting_tokens=options.max_waiting_tokens,
+        )
+
+    def cost(self) -> StepCost:
+        return SMALL_DECODER
+
+    def scheduler(self) -> Scheduler:
+        with torch.inference_mode():
+            return Scheduler.create(self.options.policy, self.limits(), self.cost())
