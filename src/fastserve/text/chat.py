@@ -104,19 +104,19 @@ class ChatTemplate:
         return self._render(messages, add_generation_prompt)
 
     def _render(self, messages: Sequence[Message], prompt: bool = False, *, marks: bool = False) -> str:
-        given = sum(len(message.content) + len(message.role) for message in messages)
+        said = [{"role": message.role, "content": message.content} for message in messages]
+        return self._rendered(said, {"add_generation_prompt": prompt}, marks=marks)
+
+    def _rendered(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], *, marks: bool = False
+    ) -> str:
+        given = _characters([*messages, variables])
         steps, characters = _STEPS + _STEPS_EACH * len(messages), _CHARACTERS + _CHARACTERS_EACH * given
         budget = Budget(steps, characters, _SECONDS, marks=marks)
-        variables = {
-            "tools": None,
-            "documents": None,
-            **self.variables,
-            "messages": [{"role": message.role, "content": message.content} for message in messages],
-            "add_generation_prompt": prompt,
-        }
+        known = {"tools": None, "documents": None, **self.variables, **variables, "messages": list(messages)}
         template = self._template
         try:
-            return self._environment.render(template, variables, budget)
+            return self._environment.render(template, known, budget)
         except Declined as error:
             raise DataError(f"{self.where} does not take this conversation: {error}") from None
         except RecursionError:
@@ -124,11 +124,26 @@ class ChatTemplate:
         except Exception as error:  # whatever Python raises where a template misuses a value
             raise ConfigError(f"{self.where}{_line_of(error)}: {error or type(error).__name__}") from None
 
+    @cached_property
+    def takes_tools(self) -> bool:
+        """Whether it writes which tools there are."""
+        return re.search(r"\btools\b", self.source) is not None
+
     # Tokens
 
     def encode(self, messages: Sequence[Message], tokenizer: ChatEncoder) -> IntArray:
         """The ids after which the assistant answers. What looks like a special token in a message is text."""
         return tokenizer.encode_parts([self._render(_guarded(messages, tokenizer.special), prompt=True)])[0]
+
+    def encode_request(
+        self, messages: Sequence[Mapping[str, Any]], tokenizer: ChatEncoder, variables: Mapping[str, Any]
+    ) -> IntArray:
+        """`encode` for messages as the OpenAI API has them (with tool calls, say), and for more of the template's
+        variables, such as `tools`."""
+        special = tokenizer.special
+        said = [guarded_parts(message, special) for message in messages]
+        rendered = self._rendered(said, {"add_generation_prompt": True, **guarded_parts(variables, special)})
+        return tokenizer.encode_parts([rendered])[0]
 
     def spans(self, conversation: Conversation, tokenizer: ChatEncoder) -> tuple[IntArray, FloatArray]:
         """The ids of a whole conversation, and weights: 1 for what the assistant says and its end token, 0 elsewhere.
@@ -213,6 +228,24 @@ def guarded(text: str, special: Iterable[str]) -> str:
     for token in sorted(special, key=len, reverse=True):
         text = text.replace(token, token[:1] + GUARD + token[1:])
     return text
+
+
+def guarded_parts(value: Any, special: Iterable[str]) -> Any:
+    """`guarded` for every text in a JSON value."""
+    if isinstance(value, str):
+        return guarded(value, special)
+    if isinstance(value, Mapping):
+        return {guarded(str(key), special): guarded_parts(part, special) for key, part in value.items()}
+    return [guarded_parts(part, special) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _characters(value: Any) -> int:
+    """How many characters the texts in a JSON value have."""
+    if isinstance(value, Mapping):
+        return sum(_characters(part) for part in value.values())
+    if isinstance(value, list | tuple):
+        return sum(map(_characters, value))
+    return len(value) if isinstance(value, str) else 0
 
 
 def _difference(text: str, whole: str) -> str:

@@ -72,9 +72,26 @@ class WritingPipeline:
             return self._chat.encode(prompt, self.tokenizer)
         if self.kind == "conversation":
             return self._chat.encode([Message("user", prompt)], self.tokenizer)
-        if self.kind == "completion":
-            prompt = ended(prompt)
-        return np.concatenate([self._begin, self.tokenizer.encode([prompt]).values])
+        return self.go_on(prompt)
+
+    def _as_learned(self, prompt: str) -> str:
+        return ended(prompt) if self.kind == "completion" else prompt
+
+    def converse(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> IntArray:
+        """The ids after which the assistant answers, int32 (T,): of messages as the OpenAI API has them, and further
+        variables of the chat template. ConfigError for a model that was not trained on conversations."""
+        return self._chat.encode_request(messages, self.tokenizer, variables)
+
+    def go_on(self, prompt: str) -> IntArray:
+        """The ids of a text that the model writes on from as it stands, int32 (T,); of a prompt where the model was
+        trained on such, with what ends it."""
+        return np.concatenate([self._begin, self.tokenizer.encode([self._as_learned(prompt)]).values])
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether its chat template writes which tools there are."""
+        template = self.tokenizer.template
+        return self.kind == "conversation" and template is not None and template.takes_tools
 
     @property
     def ends(self) -> list[int]:
