@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": "fastserve.cli.predict:predict",
     "chat": "fastserve.cli.chat:chat",
     "serve": "fastserve.cli.serve:serve",
+    "route": "fastserve.cli.route:route",
     "export": "fastserve.cli.export:export",
     "models": "fastserve.cli.models:models",
     "data": "fastserve.cli.data:data",
