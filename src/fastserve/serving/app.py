@@ -5,21 +5,30 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 from urllib.parse import unquote
 
 from fastserve import __version__
-from fastserve.serving import kserve_v1, metrics, oip, openapi, pages
+from fastserve.serving import metrics, openapi, pages
 from fastserve.serving.board import Board
 from fastserve.serving.deployment import Deployment, Slot
 from fastserve.serving.events import Events
 from fastserve.serving.keys import Gate
-from fastserve.serving.messages import Exchange, HttpError, Reply, json_reply
+from fastserve.serving.messages import Exchange, HttpError, Reply, json_reply, read_object
 from fastserve.serving.options import ServeOptions
 
 OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready"))
 _PROGRESS_SECONDS = 10.0
 Route = Callable[[Exchange], Reply | None]
+NAMED_PATHS = {"predict": "/v1/models/{name}:predict", "infer": "/v2/models/{name}/infer"}
+"""Verbs of models that are named by the path."""
+SHARED_PATHS = {
+    "completions": "/v1/completions",
+    "chat": "/v1/chat/completions",
+    "tokenize": "/tokenize",
+    "detokenize": "/detokenize",
+}
+"""Verbs of models that are named in the body, as `model`."""
+_WHAT = {"predict": "label texts", "infer": "label texts", "completions": "write", "chat": "write"}
 
 
 class App:
@@ -30,13 +39,23 @@ class App:
     ) -> None:
         self.slots, self.options, self.gate, self.board, self.events = slots, options, gate, board, events
         self.draining = False
+        self._since = int(time.time())
         self._rows = {name: board.row(worker, name) for name in board.models}
-        self._routes = self._fixed_routes()
         self._stall_limit = min(_PROGRESS_SECONDS, options.hang_seconds)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Have the routes that the models in charge can answer; call it when one has taken over."""
+        self._routes = self._fixed_routes()
+        for name, slot in self.slots.items():
+            for verb in slot.current.verbs if slot.current is not None else ():
+                if verb in SHARED_PATHS:
+                    self._routes[SHARED_PATHS[verb]] = {"POST": functools.partial(self._ask_any, verb)}
+            self._routes.update(self._model_routes(name))
 
     def _fixed_routes(self) -> dict[str, dict[str, Route]]:
-        """Path to method to what answers: everything but versioned paths, whose versions change."""
-        routes: dict[str, dict[str, Route]] = {
+        """Path to method to what answers, of what every server has."""
+        return {
             "/": {"GET": self._front},
             "/docs": {"GET": lambda _: pages.docs()},
             "/openapi.json": {"GET": lambda _: json_reply(openapi.document(self.slots, self.options))},
@@ -46,18 +65,26 @@ class App:
             "/v2/health/live": {"GET": lambda _: json_reply({"live": True})},
             "/v2/health/ready": {"GET": self._ready},
         }
-        for name in self.slots:
-            routes[f"/v1/models/{name}"] = {"GET": functools.partial(self._v1_model, name=name)}
-            routes[f"/v1/models/{name}:predict"] = {"POST": functools.partial(self._predict, name=name)}
-            routes.update(self._v2_routes(f"/v2/models/{name}", name, None))
-        return routes
+
+    def _model_routes(self, name: str) -> dict[str, dict[str, Route]]:
+        routes: dict[str, dict[str, Route]] = {
+            f"/v1/models/{name}": {"GET": functools.partial(self._v1_model, name=name)}
+        }
+        current = self.slots[name].current
+        if current is None or "predict" in current.verbs:
+            ask = functools.partial(self._ask, "predict", name=name, version=None)
+            routes[NAMED_PATHS["predict"].format(name=name)] = {"POST": ask}
+        return routes | self._v2_routes(f"/v2/models/{name}", name, None)
 
     def _v2_routes(self, prefix: str, name: str, version: str | None) -> dict[str, dict[str, Route]]:
-        return {
+        routes: dict[str, dict[str, Route]] = {
             prefix: {"GET": functools.partial(self._v2_model, name=name, version=version)},
             f"{prefix}/ready": {"GET": functools.partial(self._v2_model_ready, name=name, version=version)},
-            f"{prefix}/infer": {"POST": functools.partial(self._infer, name=name, version=version)},
         }
+        current = self.slots[name].current
+        if current is None or "infer" in current.verbs:
+            routes[f"{prefix}/infer"] = {"POST": functools.partial(self._ask, "infer", name=name, version=version)}
+        return routes
 
     # ---- the handler's side
 
@@ -66,23 +93,23 @@ class App:
         if exchange.path in OPEN_PATHS:
             return None
         try:
-            self.gate.check(exchange.headers)
+            exchange.key = self.gate.check(exchange.headers)
             if self.draining:
                 raise HttpError(503, "the server is shutting down", retry_after=1)
             if b"content-encoding" in exchange.headers:
                 raise HttpError(415, "compressed bodies are not taken; send the body without Content-Encoding")
         except HttpError as error:
-            return error.reply()
+            return error.reply(exchange.path)
         return None
 
     def handle(self, exchange: Exchange) -> None:
         try:
             reply = self._find(exchange)(exchange)
         except HttpError as error:
-            reply = error.reply()
+            reply = error.reply(exchange.path)
         except Exception as error:  # a defect must not take the connection down without an answer
             self.events.defect("request failed", error, path=exchange.path)
-            reply = HttpError(500, "internal error; the server's log says more").reply()
+            reply = HttpError(500, "internal error; the server's log says more").reply(exchange.path)
         if reply is not None:
             exchange.respond(reply)
 
@@ -133,20 +160,29 @@ class App:
             raise HttpError(404, f"model '{name}' has no version '{version[:200]}' here; it has {current.version}")
         return current
 
-    # ---- predictions
+    # ---- what models answer
 
-    def _predict(self, exchange: Exchange, name: str) -> None:
+    def _ask(self, verb: str, exchange: Exchange, name: str, version: str | None) -> None:
+        """Have the model of that name answer."""
         exchange.model = name
-        deployment = self._deployment(name)
-        texts = kserve_v1.read_request(exchange.body, self.options.max_texts)
-        deployment.answer(exchange, texts, functools.partial(kserve_v1.write_reply, deployment.model))
+        act = self._deployment(name, version).verbs.get(verb)
+        if act is None:
+            raise HttpError(400, f"model '{name}' does not {_WHAT.get(verb, verb)}; /docs lists what it does")
+        act(exchange, name)
 
-    def _infer(self, exchange: Exchange, name: str, version: str | None) -> None:
-        exchange.model = name
-        deployment = self._deployment(name, version)
-        request = oip.read_request(exchange.body, exchange.headers.get(oip.LENGTH_HEADER), name, self.options.max_texts)
-        write = functools.partial(oip.write_reply, request, name, deployment.version, deployment.model)
-        deployment.answer(exchange, request.texts, write)
+    def _ask_any(self, verb: str, exchange: Exchange) -> None:
+        """Have the model answer that the body names; it may be left out where only one can be meant."""
+        exchange.content = read_object(exchange.body)
+        able = [name for name, slot in self.slots.items() if slot.current is None or verb in slot.current.verbs]
+        name = exchange.content.get("model")
+        if name is None and len(able) == 1:
+            name = able[0]
+        if not isinstance(name, str):
+            raise HttpError(400, f"'model' must be one of: {', '.join(able)}", param="model")
+        if name not in self.slots:
+            message = f"no model is called '{name[:200]}'; there is: {', '.join(able)}"
+            raise HttpError(404, message, param="model", code="model_not_found")
+        self._ask(verb, exchange, name, None)
 
     # ---- what the server says about itself
 
@@ -165,14 +201,18 @@ class App:
         for name, slot in self.slots.items():
             row, current = self._rows[name], slot.current
             if current is not None:
-                row["waiting"] = current.runner.batcher.waiting
-                row["waiting_tokens"] = current.runner.batcher.waiting_tokens
+                current.set_gauges()
                 row["version"] = int(current.version) if current.folder.name.isdecimal() else 0
             row["ready"] = int(current is not None and not self.draining)
 
     def _list(self, exchange: Exchange) -> Reply:
-        models = [{"id": name, "object": "model", "owned_by": "fastserve"} for name in self.slots]
+        models = [self._card(name) for name in self.slots]
         return json_reply({"object": "list", "data": models, "models": list(self.slots)})
+
+    def _card(self, name: str) -> dict[str, object]:
+        current = self.slots[name].current
+        card: dict[str, object] = {"id": name, "object": "model", "created": self._since, "owned_by": "fastserve"}
+        return card | (current.card() if current is not None else {})
 
     def _server(self, exchange: Exchange) -> Reply:
         return json_reply({"name": "fastserve", "version": __version__, "extensions": ["binary_tensor_data"]})
@@ -187,26 +227,24 @@ class App:
         return not self.draining and all(self._is_slot_ready(slot) for slot in self.slots.values())
 
     def _is_slot_ready(self, slot: Slot) -> bool:
-        return slot.current is not None and slot.current.runner.stalled_seconds(time.monotonic()) < self._stall_limit
+        return slot.current is not None and slot.current.is_ready(time.monotonic(), self._stall_limit)
 
     @property
     def stalled_seconds(self) -> float:
         """For how long the slowest model has had work without finishing any."""
         now = time.monotonic()
         running = [slot.current for slot in self.slots.values() if slot.current is not None]
-        return max((deployment.runner.stalled_seconds(now) for deployment in running), default=0.0)
+        return max((deployment.stalled_seconds(now) for deployment in running), default=0.0)
 
     def _v1_model(self, exchange: Exchange, name: str) -> Reply:
         ready = not self.draining and self._is_slot_ready(self.slots[name])
-        return json_reply({"name": name, "ready": ready}, 200 if ready else 503)
+        return json_reply({**self._card(name), "name": name, "ready": ready}, 200 if ready else 503)
 
     def _v2_model(self, exchange: Exchange, name: str, version: str | None) -> Reply:
         deployment = self._deployment(name, version)
         refused = self.slots[name].refused
-        further: dict[str, Any] = {"max_length": deployment.model.max_length, "runtime": deployment.model.runtime}
-        if refused is not None:
-            further["refused"] = {"version": refused[0].name, "reason": refused[1]}
-        return json_reply(oip.metadata(name, deployment.version, deployment.model, further))
+        reason = None if refused is None else {"version": refused[0].name, "reason": refused[1]}
+        return json_reply(deployment.about(name, reason))
 
     def _v2_model_ready(self, exchange: Exchange, name: str, version: str | None) -> Reply:
         self._deployment(name, version)

@@ -12,13 +12,69 @@ import os
 import tempfile
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 STATUSES: Final = (200, 400, 401, 404, 405, 408, 413, 415, 429, 431, 500, 503)
 BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 COUNTERS: Final = ("nanoseconds", "texts", "tokens", "batches", "compute_nanoseconds", "cancelled", "refused", "swaps")
 GAUGES: Final = ("waiting", "waiting_tokens", "version", "ready", "connections", "accepting")
-FIELDS: Final = (*map(str, STATUSES), *(f"le_{bound}" for bound in (*BUCKETS, "inf")), *COUNTERS, *GAUGES)
+ENGINE_COUNTERS: Final = (
+    "prompt_tokens_total",
+    "generation_tokens_total",
+    "prefix_cache_queries_total",
+    "prefix_cache_hits_total",
+    "preemptions_total",
+    "recomputed_tokens_total",
+    "swapped_tokens_total",
+    "speculated_tokens_total",
+    "accepted_tokens_total",
+    "steps_total",
+)
+"""Of a model that writes, as its engine counts them (the names of `EngineStats`)."""
+ENGINE_GAUGES: Final = (
+    "requests_running",
+    "requests_waiting",
+    "requests_paused",
+    "requests_swapped",
+    "cached_blocks",
+    "blocks",
+)
+LEVELS: Final = 8
+_WRITING_COUNTERS = ("finished_stop", "finished_length", "finished_error", "engine_restarts")
+_WRITING_GAUGES = ("writes", "engine_up", "cache_usage_millionths", *(f"level_{level}" for level in range(LEVELS)))
+_SECONDS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Values in buckets; its fields are `NAME_le_BOUND` and `NAME_millionths`, their sum in millionths."""
+
+    name: str
+    bounds: tuple[float, ...]
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        return (*(f"{self.name}_le_{bound}" for bound in (*self.bounds, "inf")), f"{self.name}_millionths")
+
+
+FIRST_TOKEN: Final = Histogram("first_token", _SECONDS)
+NEXT_TOKEN: Final = Histogram("next_token", _SECONDS)
+COMPLETION: Final = Histogram("completion", _SECONDS)
+SLOWDOWN: Final = Histogram("slowdown", (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0))
+_HISTOGRAMS = (FIRST_TOKEN, NEXT_TOKEN, COMPLETION, SLOWDOWN)
+FIELDS: Final = (
+    *map(str, STATUSES),
+    *(f"le_{bound}" for bound in (*BUCKETS, "inf")),
+    *COUNTERS,
+    *GAUGES,
+    *ENGINE_COUNTERS,
+    *ENGINE_GAUGES,
+    *_WRITING_COUNTERS,
+    *_WRITING_GAUGES,
+    *(field for histogram in _HISTOGRAMS for field in histogram.fields),
+)
 INDEX: Final = {name: position for position, name in enumerate(FIELDS)}
 _STATUS_INDEX = {status: INDEX[str(status)] for status in STATUSES}
 _FIRST_BUCKET = INDEX[f"le_{BUCKETS[0]}"]
@@ -48,6 +104,12 @@ class Row:
         values[_STATUS_INDEX[status]] += 1
         values[_FIRST_BUCKET + bisect_left(BUCKETS, seconds)] += 1
         values[_NANOSECONDS] += int(seconds * 1e9)
+
+    def observe(self, histogram: Histogram, value: float) -> None:
+        """One value of a histogram."""
+        fields = histogram.fields
+        self.add(fields[bisect_left(histogram.bounds, value)])
+        self.add(fields[-1], int(value * 1e6))
 
 
 class Board:
@@ -96,7 +158,7 @@ class Board:
         """A new process begins: what its predecessor had in hand is gone."""
         for model in self.models:
             row = self.row(worker, model)
-            for name in GAUGES:
+            for name in (*GAUGES, *ENGINE_GAUGES, *_WRITING_GAUGES):
                 row[name] = 0
 
     def has_most_connections(self, worker: int) -> bool:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from fastserve.bundle.bundle import Bundle
 from fastserve.bundle.predictor import PARITY_TOLERANCE, Predictor
+from fastserve.serving.deployment import Deployment, Place
+from fastserve.serving.labels import deploy_labels
 from fastserve.serving.model import ParityRow
 from fastserve.serving.options import ServeOptions
 
@@ -47,6 +49,15 @@ class BundleSource:
 
         return Registry().resolve(reference)
 
-    def load(self, folder: Path) -> BundleModel:
+    async def deploy(self, folder: Path, place: Place) -> Deployment:
+        """As the bundle's task says."""
+        task = Bundle.load(folder, verify=False).manifest.task
+        if task == "generation":
+            from fastserve.serving.generation.deployment import deploy_writer
+
+            return await deploy_writer(folder, place)
+        return await deploy_labels(self._load, folder, place)
+
+    def _load(self, folder: Path) -> BundleModel:
         predictor = Predictor(Bundle.load(folder), self.options.runtime, threads=self.options.threads)
         return BundleModel(predictor.warm())

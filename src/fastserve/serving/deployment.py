@@ -1,74 +1,77 @@
-"""A loaded version of a model with its queue, and the slot that holds the version in charge under a served name."""
+"""A loaded version of a model as the server sees it, whatever it answers, and the slot that holds the one in charge."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-from fastserve.serving.batcher import Batch, Batcher, Entry, Overloaded
 from fastserve.serving.board import Row
 from fastserve.serving.events import Events
-from fastserve.serving.messages import Exchange, HttpError, Reply
-from fastserve.serving.model import ModelSource, ServedModel
+from fastserve.serving.messages import Exchange
 from fastserve.serving.options import ServeOptions
-from fastserve.serving.runner import Cost, Runner, measure
-from fastserve.types import FloatArray
 
-_MEASURE_TEXTS = ["a text to measure with, as long as many are", "用来测量速度的一句话，和多数评论差不多长"]
-_LIGHT_SECONDS = 0.005  # most time that a batch of a light model keeps the event loop
-_HEAVY_SECONDS = 0.5  # time of a batch of a heavy model, for which a newcomer waits
-_PADDING = 4  # how far the longest text of a batch may be above the mean
+Verb = Callable[[Exchange, str], None]
+"""Answers an exchange that reached the model under this served name; raises HttpError where it refuses."""
 
 
-class Deployment:
+class Place(NamedTuple):
+    """Where a version is deployed: its row of the board, the server's options, its log."""
+
+    row: Row
+    options: ServeOptions
+    events: Events
+
+
+class Ask(Protocol):
+    """A request through the real HTTP path, to the version that is being judged."""
+
+    async def __call__(self, path: str, content: Mapping[str, Any]) -> tuple[int, Any]:
+        """Status and JSON content of the answer. `{name}` in `path` stands for the name under which it is served."""
+
+    @property
+    def name(self) -> str:
+        """That name."""
+
+
+class Deployment(Protocol):
     """One version of a model, ready to answer. Belongs to the event loop that made it."""
 
-    def __init__(self, folder: Path, model: ServedModel, runner: Runner, row: Row, options: ServeOptions) -> None:
-        self.folder, self.model, self.runner, self.row = folder, model, runner, row
-        self.version = folder.name if folder.name.isdecimal() else "1"
-        self.metadata: dict[str, Any] = {}
-        self._max_length, self._max_characters = model.max_length, options.max_characters
-        runner.on_batch = self._count
+    folder: Path
+    version: str
+    row: Row
 
-    def _count(self, batch: Batch, seconds: float) -> None:
-        row = self.row
-        row.add("batches")
-        row.add("texts", len(batch))
-        row.add("tokens", batch.tokens)
-        row.add("compute_nanoseconds", int(seconds * 1e9))
+    @property
+    def verbs(self) -> Mapping[str, Verb]:
+        """What it can be asked, of the verbs in `app`."""
 
-    def answer(self, exchange: Exchange, texts: list[str], write: Callable[[FloatArray], Reply]) -> None:
-        """Queue `texts`; when their scores are there, `write` makes the reply. Raises HttpError where refused."""
-        longest = self._max_length
-        lengths = [min(len(text) + 1, longest) for text in texts]  # a token is at least a character
-        if max(map(len, texts)) > self._max_characters:
-            raise HttpError(413, f"a text is longer than {self._max_characters} characters")
+    def about(self, name: str, refused: Mapping[str, str] | None) -> dict[str, Any]:
+        """What `GET /v2/models/{name}` says; refused: which version was last refused, and why."""
 
-        def done(entry: Entry) -> None:
-            if entry.scores is None:
-                exchange.respond(HttpError(500, "the model failed on this request").reply())
-            else:
-                exchange.respond(write(entry.scores))
+    def traits(self) -> dict[str, Any]:
+        """What the log says when it is loaded."""
 
-        entry = Entry(texts, lengths, done)
-        try:
-            self.runner.submit(entry)
-        except Overloaded as overload:
-            raise HttpError(503, f"overloaded: {overload}", retry_after=overload.retry_after) from None
+    def card(self) -> dict[str, Any]:
+        """What the list of models says of it beyond its name."""
 
-        def leave() -> None:
-            self.row.add("cancelled")
-            self.runner.cancel(entry)
+    def set_gauges(self) -> None:
+        """Put what is in hand now on the board."""
 
-        exchange.on_leave = leave
+    def stalled_seconds(self, now: float) -> float:
+        """For how long it has had work without finishing any, where only a new worker process would help."""
+
+    def is_ready(self, now: float, limit: float) -> bool:
+        """Whether it can answer, and has not been without progress for `limit` seconds."""
+
+    async def faults(self, ask: Ask) -> list[str]:
+        """What keeps it from serving, a sentence a fault, no user's text quoted: the gate before it takes traffic."""
 
     async def retire(self) -> None:
         """Finish what was accepted, then let the model go."""
-        await self.runner.drained()
-        self.runner.close()
+
+    async def close(self) -> None:
+        """End at once."""
 
 
 @dataclass(slots=True)
@@ -81,26 +84,6 @@ class Slot:
     refused: tuple[Path, str] | None = None
 
 
-async def deploy(source: ModelSource, folder: Path, row: Row, options: ServeOptions, events: Events) -> Deployment:
-    """Load `folder` in a thread, measure it, and give it a queue that suits its cost."""
-    loop = asyncio.get_running_loop()
-    model = await loop.run_in_executor(None, source.load, folder)
-    texts = [kept.text for kept in model.parity] or _MEASURE_TEXTS
-    cost = await loop.run_in_executor(None, measure, model, texts)
-    mean_length = sum(min(len(text) + 1, model.max_length) for text in texts) / len(texts)
-    runner = Runner(model, make_batcher(model, cost, mean_length, options), inline=cost.is_light)
-    runner.on_error = lambda error: events.defect("model failed", error, folder=folder)
-    return Deployment(folder, model, runner, row, options)
-
-
-def make_batcher(model: ServedModel, cost: Cost, mean_length: float, options: ServeOptions) -> Batcher:
-    """A queue whose batches take some milliseconds of a light model, or a fraction of a second of a heavy one.
-
-    Such a batch holds whatever queued: a runtime sorts it by length and pads little, which gains more than smaller
-    batches in the order of arrival do. mean_length: tokens of a usual text; an unusually long one counts its padding.
-    """
-    most = max(1, int((_LIGHT_SECONDS if cost.is_light else _HEAVY_SECONDS) / cost.per_text))
-    if options.batch_tokens != "auto":
-        return Batcher(options.batch_tokens, options.max_queue_requests, options.max_queue_tokens)
-    budget = max(model.max_length, int(_PADDING * most * mean_length))
-    return Batcher(budget, options.max_queue_requests, options.max_queue_tokens, most)
+def version_of(folder: Path) -> str:
+    """The version that a folder of the registry is; 1 for any other."""
+    return folder.name if folder.name.isdecimal() else "1"

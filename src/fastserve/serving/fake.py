@@ -2,7 +2,8 @@
 
 A fake model is a folder with `fake.json`: {"labels": [...], "seconds": 0.0, "multi_label": false, "shift": 0.0}. Its
 answer depends on the text alone. Names are kept as the registry keeps them, so that aliases can be tried too:
-`HOME/models/NAME/VERSION/fake.json` and `HOME/models/NAME/aliases.json`.
+`HOME/models/NAME/VERSION/fake.json` and `HOME/models/NAME/aliases.json`. A folder with `fake_writer.json` is a fake
+that writes (`generation/fake.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ import numpy as np
 
 from fastserve.config import Section
 from fastserve.errors import BundleError, NotFoundError
+from fastserve.serving.deployment import Deployment, Place
+from fastserve.serving.generation.deployment import deploy_writer
+from fastserve.serving.generation.fake import SETTINGS, WRITERS
+from fastserve.serving.labels import deploy_labels
 from fastserve.serving.model import ParityRow
 from fastserve.serving.options import ServeOptions
 from fastserve.tasks.classification import Classification
@@ -90,7 +95,7 @@ class FakeSource:
 
     def resolve(self, reference: str) -> Path:
         folder = Path(reference)
-        if (folder / "fake.json").is_file():
+        if (folder / "fake.json").is_file() or (folder / SETTINGS).is_file():
             return folder
         name, _, version = reference.partition("@")
         root = self.home / "models" / name
@@ -100,6 +105,11 @@ class FakeSource:
             except (OSError, KeyError) as error:
                 raise NotFoundError(f"no fake model '{reference}' in {self.home}") from error
         return root / version
+
+    async def deploy(self, folder: Path, place: Place) -> Deployment:
+        if (folder / SETTINGS).is_file():
+            return await deploy_writer(folder, place, WRITERS)
+        return await deploy_labels(self.load, folder, place)
 
     def load(self, folder: Path) -> FakeModel:
         settings = FakeSettings.model_validate_json((folder / "fake.json").read_text("utf-8"))

@@ -11,9 +11,10 @@ from pathlib import Path
 from fastserve.serving.events import Events
 from fastserve.serving.keys import read_key_file
 from fastserve.serving.listener import address, bind
-from fastserve.serving.model import ModelSource, Named
+from fastserve.serving.model import Named
 from fastserve.serving.node import Node
 from fastserve.serving.options import ServeOptions
+from fastserve.serving.source import ModelSource
 
 
 @contextlib.contextmanager

@@ -71,14 +71,15 @@ class Gate:
         state: memoryview | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        self._names = [key.name for key in keys]
         self._digests = [bytes.fromhex(key.sha256) for key in keys]
         self._rate, self._burst, self._clock = rate, burst, clock
         self._state = state if state is not None else memoryview(bytearray(8 * max(len(keys), 1))).cast("q")
 
-    def check(self, headers: Headers) -> None:
-        """Raise 401 without a known key, 429 over its limit."""
+    def check(self, headers: Headers) -> str:
+        """The name of the key ("" where none is needed). Raises 401 without a known key, 429 over its limit."""
         if not self._digests:
-            return
+            return ""
         given = _given_key(headers)
         index = self._find(given) if given else None
         if index is None:
@@ -86,6 +87,7 @@ class Gate:
             raise HttpError(401, message, headers=(("www-authenticate", 'Basic realm="FastServe", Bearer'),))
         if self._rate is not None:
             self._charge(index, self._rate)
+        return self._names[index]
 
     def _find(self, given: bytes) -> int | None:
         """Compares with every key in constant time, so that the time taken tells nothing."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastserve.serving.messages import HttpError, Reply, json_reply
+from fastserve.serving.messages import HttpError, Reply, json_reply, read_object
 from fastserve.serving.model import ServedModel
-from fastserve.serving.oip import read_object
 from fastserve.types import FloatArray
 
 

@@ -64,6 +64,17 @@ def json_reply(content: Any, status: int = 200) -> Reply:
     return Reply(status, orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
+def read_object(body: bytes) -> dict[str, Any]:
+    """A body that must be a JSON object."""
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise HttpError(400, f"the body is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise HttpError(400, "the body must be a JSON object")
+    return content
+
+
 class Answerer(Protocol):
     """What takes the answers of an exchange: its connection."""
 
@@ -85,12 +96,13 @@ class Exchange:
     `start`, any number of `write` and `finish`.
 
     `on_leave` is called when the client goes away before its answer is whole: what was started for it should stop.
-    key: the name of the API key that asked; sent: bytes of pieces.
+    key: the name of the API key that asked; content: the body as JSON, where that was read; sent: bytes of pieces.
     """
 
     __slots__ = (
         "_answerer",
         "body",
+        "content",
         "headers",
         "is_old",
         "key",
@@ -116,6 +128,7 @@ class Exchange:
     ) -> None:
         self.method, self.path, self.query, self.headers = method, path, query, headers
         self.body = b""
+        self.content: dict[str, Any] = {}
         self.started = started
         self.is_old = is_old
         """Whether the client speaks HTTP/1.0, which knows no chunks."""

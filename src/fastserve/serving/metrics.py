@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fastserve.serving import writing_metrics
 from fastserve.serving.board import BUCKETS, STATUSES, Board
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -44,6 +45,7 @@ def _lines(board: Board) -> Iterator[str]:
     for name, (metric, text) in _GAUGES.items():
         yield from _head(metric, "gauge", text)
         yield from _each_model(board, metric, name)
+    yield from writing_metrics.lines(board)
     yield from _head("model_version", "gauge", "Version that each worker answers with (0: a folder without a number).")
     for model in board.models[1:]:
         for worker in range(board.workers):

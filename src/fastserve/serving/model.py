@@ -1,10 +1,9 @@
-"""What the server needs of a model, and where models come from. A bundle and the shipped fake are both such models."""
+"""What the server needs of a model that labels texts. A bundle and the shipped fake are both such models."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from fastserve.types import FloatArray, Prediction
@@ -50,16 +49,6 @@ class ServedModel(Protocol):
 
     def decode(self, scores: FloatArray) -> list[Prediction]:
         """What those probabilities say, one prediction a row."""
-
-
-class ModelSource(Protocol):
-    """Where a worker gets its models. Its constructor takes the ServeOptions."""
-
-    def resolve(self, reference: str) -> Path:
-        """The folder that `reference` (`name`, `name@3`, `name@production`, a folder) means now."""
-
-    def load(self, folder: Path) -> ServedModel:
-        """The model in `folder`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from fastserve.errors import FastServeError, ServingError
-from fastserve.serving import parity
 from fastserve.serving.app import App
 from fastserve.serving.board import Board
 from fastserve.serving.connection import Connections
-from fastserve.serving.deployment import Deployment, Slot, deploy
+from fastserve.serving.deployment import Deployment, Place, Slot
 from fastserve.serving.events import Events
 from fastserve.serving.keys import Gate, Key
 from fastserve.serving.listener import Listener
+from fastserve.serving.loopback import find_faults
 from fastserve.serving.messages import HttpLimits
-from fastserve.serving.model import ModelSource, Named
+from fastserve.serving.model import Named
 from fastserve.serving.options import ServeOptions
+from fastserve.serving.source import ModelSource
 
 _IDLE_GRACE_SECONDS = 0.5  # a resting connection may have a request on its way
 
@@ -73,26 +74,20 @@ class Node:
                     raise
                 self._refuse(slot, folder, error)
                 slot.current = await self._passed(slot, good)
-            self.events.info(
-                "model ready",
-                model=slot.name,
-                folder=slot.current.folder,
-                runtime=slot.current.model.runtime,
-                inline=slot.current.runner.inline,
-            )
+            self.events.info("model ready", model=slot.name, folder=slot.current.folder, **slot.current.traits())
+        self.app.refresh()
 
     async def _passed(self, slot: Slot, folder: Path) -> Deployment:
         """A deployment of `folder` that passed the gate, or ServingError."""
-        deployment = await deploy(
-            self.source, folder, self.board.row(self.worker, slot.name), self.options, self.events
-        )
-        faults = await parity.check(deployment, self.options)
+        place = Place(self.board.row(self.worker, slot.name), self.options, self.events)
+        deployment = await self.source.deploy(folder, place)
+        faults = await find_faults(deployment, self.options)
         if faults:
             await deployment.retire()
             shown = "; ".join(faults[:3]) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
             raise ServingError(
                 f"model '{slot.name}' in {folder} does not answer as its evaluation did: {shown}. "
-                "Try another --runtime, or train it again with this version of FastServe"
+                "Try another --runtime or --precision, or train it again with this version of FastServe"
             )
         return deployment
 
@@ -140,6 +135,7 @@ class Node:
             self._refuse(slot, folder, error)
             return
         old, slot.current, slot.refused = slot.current, new, None
+        self.app.refresh()
         new.row.add("swaps")
         self.events.info("version swapped", model=slot.name, folder=folder)
         self.on_swap()
@@ -182,7 +178,7 @@ class Node:
         self.connections.abort()
         for slot in self.slots.values():
             if slot.current is not None:
-                slot.current.runner.close()
+                await slot.current.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
@@ -195,5 +191,6 @@ def http_limits(options: ServeOptions) -> HttpLimits:
         body_seconds=options.body_seconds,
         idle_seconds=options.idle_seconds,
         write_seconds=options.write_seconds,
+        unread_bytes=options.max_unread_bytes,
         connections=options.max_connections,
     )

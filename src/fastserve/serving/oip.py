@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from fastserve.serving.messages import BINARY, HttpError, Reply, json_reply
+from fastserve.serving.messages import BINARY, HttpError, Reply, json_reply, read_object
 from fastserve.serving.model import ServedModel
 from fastserve.types import FloatArray
 
@@ -63,17 +63,6 @@ def _split(body: bytes, json_length: bytes | None) -> tuple[dict[str, Any], byte
             raise HttpError(400, "Inference-Header-Content-Length must be a number not above the length of the body")
         end = int(json_length)
     return read_object(body[:end]), body[end:]
-
-
-def read_object(body: bytes) -> dict[str, Any]:
-    """A body that must be a JSON object."""
-    try:
-        content = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise HttpError(400, f"the body is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise HttpError(400, "the body must be a JSON object")
-    return content
 
 
 def _only(content: Mapping[str, Any], known: frozenset[str], where: str) -> None:

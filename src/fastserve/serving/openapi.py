@@ -184,7 +184,11 @@ def _schemas(options: ServeOptions, names: Iterable[str]) -> Json:
         "Error": _object({"error": string}),
         "Live": _object({"live": boolean}),
         "Ready": _object({"ready": boolean}),
-        "ModelReady": _object({"name": string, "ready": boolean}),
+        "ModelReady": {
+            "type": "object",
+            "required": ["name", "ready"],
+            "properties": {"name": string, "ready": boolean, "id": string, "object": {"const": "model"}},
+        },
         "Server": _object({"name": string, "version": string, "extensions": {"type": "array", "items": string}}),
         "Models": {"type": "object", "required": ["object", "data"], "properties": {"object": {"const": "list"}}},
         **_v1_schemas(text, options),

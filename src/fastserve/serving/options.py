@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from fastserve.config import Auto, Positive, Section
+from fastserve.generation.orders import EngineOptions
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -33,9 +34,22 @@ class ServeOptions(Section):
         "auto", description="padded tokens computed at once; auto: what is measured to be fastest at start"
     )
 
+    engine: Literal["fastserve", "vllm"] = Field(
+        "fastserve", description="what a language model is served by: our own engine, or vLLM where it is installed"
+    )
+    engine_threads: Positive | Auto = Field(
+        "auto", description="threads that a language model's engine computes with; auto: all cores, over the workers"
+    )
+    writing: EngineOptions = EngineOptions()
+    """How the engine of a language model uses the machine."""
+
     max_header_bytes: Positive = Field(32 << 10, description="longest request line and headers together")
     max_body_bytes: Positive = Field(8 << 20, description="longest request body; over it the answer is 413")
+    max_unread_bytes: Positive = Field(
+        1 << 20, description="bytes of a streamed answer that may wait for a client; one that takes less is cut off"
+    )
     max_texts: Positive = Field(1024, description="most texts in one request")
+    max_choices: Positive = Field(128, description="most texts that one request to a language model may ask for")
     max_characters: Positive = Field(100_000, description="longest text")
     max_connections: Positive = Field(4096, description="open connections of one worker; more wait to be accepted")
     max_queue_requests: Positive = Field(1024, description="requests waiting for a model; over it the answer is 503")

@@ -1,0 +1,1 @@
+"""Language models over HTTP: the engine in a process of its own, and the OpenAI API in front of it."""
