@@ -48,6 +48,20 @@ def make_model(fastserve_home: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def make_writer(fastserve_home: Path) -> Callable[..., Path]:
+    """make_writer(name, version, **settings) writes a fake model that writes, and makes it the latest."""
+
+    def make(name: str = "poet", version: int = 1, **settings: Any) -> Path:
+        folder = fastserve_home / "models" / name / str(version)
+        folder.mkdir(parents=True)
+        (folder / "fake_writer.json").write_text(json.dumps(settings))
+        move_alias(fastserve_home, name, version)
+        return folder
+
+    return make
+
+
 def move_alias(home: Path, name: str, version: int) -> None:
     aliases = home / "models" / name / "aliases.json"
     temporary = aliases.with_suffix(".new")
@@ -71,6 +85,17 @@ def serve(make_model: Callable[..., Path]) -> Iterator[Callable[..., Running]]:
             return Running(url, node, client)
 
         yield start
+
+
+@pytest.fixture
+def write(serve: Callable[..., Running], make_writer: Callable[..., Path]) -> Callable[..., Running]:
+    """write(settings={...}, **options): a running server of `poet`, a fake model that writes."""
+
+    def start(settings: dict[str, Any] | None = None, **options: Any) -> Running:
+        make_writer("poet", **(settings or {}))
+        return serve("poet", **options)
+
+    return start
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from fastserve.serving.listener import Listener
 from fastserve.serving.loopback import find_faults
 from fastserve.serving.messages import HttpLimits
 from fastserve.serving.model import Named
-from fastserve.serving.options import ServeOptions
+from fastserve.serving.options import HttpOptions, ServeOptions
 from fastserve.serving.source import ModelSource
 
 _IDLE_GRACE_SECONDS = 0.5  # a resting connection may have a request on its way
@@ -182,7 +182,7 @@ class Node:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-def http_limits(options: ServeOptions) -> HttpLimits:
+def http_limits(options: HttpOptions) -> HttpLimits:
     """The part of the options that a connection needs."""
     return HttpLimits(
         header_bytes=options.max_header_bytes,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastserve import log
 from fastserve.errors import ConfigError, MissingExtraError
-from fastserve.serving.options import ServeOptions
+from fastserve.serving.options import HttpOptions, ServeOptions
 
 BUNDLES = "fastserve.serving.bundles:BundleSource"
 _LIBRARIES = ("httptools", "orjson", "uvloop")
@@ -42,7 +42,7 @@ def serve(models: Sequence[str], options: ServeOptions, *, source: str = BUNDLES
         listening.close()
 
 
-def check_exposure(options: ServeOptions) -> None:
+def check_exposure(options: HttpOptions) -> None:
     """Refuse to listen to other machines without keys, unless that is wanted."""
     if not (options.is_loopback or options.insecure or options.api_key_file):
         raise ConfigError(

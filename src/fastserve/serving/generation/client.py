@@ -160,7 +160,7 @@ class EngineClient:
     @staticmethod
     def _tell(channel: Channel, **message: Any) -> None:
         if not channel.writer.is_closing():
-            channel.writer.write(orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+            channel.writer.write(orjson.dumps(message, option=orjson.OPT_NON_STR_KEYS) + b"\n")
 
     # ---- its life
 

@@ -72,6 +72,8 @@ class EngineProcess:
             self._obey_all(loaded)
             if engine.has_work and (outputs := engine.step()):
                 self._send("outputs", of=[write_output(output) for output in outputs])
+                if not engine.has_work:
+                    self.last_beat = 0.0
             if (now := time.monotonic()) - self.last_beat > _BEAT_SECONDS:
                 self.last_beat = now
                 self._send("stats", stats=asdict(engine.stats()))

@@ -16,12 +16,13 @@ from fastserve.serving.events import Events
 from fastserve.serving.keys import Gate, read_key_file
 from fastserve.serving.listener import Listener, address, bind
 from fastserve.serving.node import http_limits
-from fastserve.serving.options import ServeOptions
+from fastserve.serving.options import HttpOptions
 from fastserve.serving.routing.replica import Replica
 from fastserve.serving.routing.router import Router
+from fastserve.serving.serve import check_exposure
 
 
-def route(servers: Sequence[str], options: ServeOptions) -> int:
+def route(servers: Sequence[str], options: HttpOptions) -> int:
     """Answer on `options.port` with what the servers at these addresses answer, until a signal; the exit code.
 
     ConfigError for an address that is none or is given twice; ServingError where the port is taken.
@@ -31,6 +32,7 @@ def route(servers: Sequence[str], options: ServeOptions) -> int:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"the server {twice} is given twice: each once")
+    check_exposure(options)
     keys = read_key_file(Path(options.api_key_file)) if options.api_key_file else []
     gate = Gate(keys, rate=options.requests_per_second, burst=options.burst)
     listening = bind(options.host, options.port)
@@ -41,7 +43,7 @@ def route(servers: Sequence[str], options: ServeOptions) -> int:
         listening.close()
 
 
-async def _run(router: Router, listening: socket.socket, options: ServeOptions) -> int:
+async def _run(router: Router, listening: socket.socket, options: HttpOptions) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
