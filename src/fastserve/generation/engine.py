@@ -22,6 +22,7 @@ from fastserve.generation import limits
 from fastserve.generation.choice import Choice, Wish, choose_each
 from fastserve.generation.job import Job
 from fastserve.generation.orders import TOP_LOGPROBS, EngineOptions, EngineStats, Order, Output
+from fastserve.generation.precision import check_loss
 from fastserve.generation.runner import Part, Runner
 from fastserve.generation.scheduler import Scheduler
 from fastserve.generation.setup import Setup
@@ -65,7 +66,16 @@ class Engine:
 
     @cached_property
     def runner(self) -> Runner:
-        return Runner(self.network, self.scheduler.limits.rows)
+        return Runner(self._setup.fast, self.scheduler.limits.rows)
+
+    @property
+    def precision(self) -> str:
+        """What is decoded in."""
+        return self._setup.precision
+
+    def check_loss(self, rows: Sequence[Sequence[int]]) -> float:
+        """By what share the precision raises the loss on these rows of tokens. ConfigError where that is too much."""
+        return check_loss(self.network, self._setup.fast, rows, self.options.loss_rise)
 
     def prepare(self) -> None:
         """Do now what the first order would have to wait for."""

@@ -86,11 +86,12 @@ class EngineOptions(Section):
     max_waiting_tokens: Positive = Field(
         65_536, description="tokens of waiting prompts and of what they may write; what is more is turned away"
     )
-    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
-        "auto", description="what the layers compute in; int8 only where the network's loss does not suffer"
+    precision: Literal["auto", "float32", "float16", "bfloat16", "int8"] = Field(
+        "auto",
+        description="of the weights; float16 computes in float32; int8 rounds what is multiplied to 8 bits, too",
     )
     loss_rise: Annotated[float, Field(gt=0)] = Field(
-        0.02, description="share by which the loss on given texts may rise with int8; above it int8 is refused"
+        0.02, description="share by which the loss on given texts may rise by the precision; above it that is refused"
     )
     speculation: Annotated[int, Field(ge=0)] | Auto = Field(
         "auto", description="tokens guessed ahead from what was read before, where the text repeats itself; 0: none"

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastserve.generation.network import Decodes
 from fastserve.generation.slots import HostRow, SlotCache
 from fastserve.generation.step import Move, Place, SwapOut
 from fastserve.generation.step_attention import Chunk, StepAttention
-from fastserve.models.causal import CausalNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,9 @@ class Part:
 class Runner:
     """network: in evaluation mode; slots: as the scheduler numbers them."""
 
-    def __init__(self, network: CausalNetwork, slots: int) -> None:
+    def __init__(self, network: Decodes, slots: int) -> None:
         self.network = network
-        self.device = next(network.head.parameters()).device
+        self.device = device_of(network)
         self.cache = SlotCache(network.layers, slots, network.longest, self.device)
         self._head = network.head
         self._away: dict[int, HostRow] = {}
@@ -85,5 +86,10 @@ class Runner:
         places = [place for part in parts for place in range(ends[part.slot] - part.wanted, ends[part.slot])]
         if places != list(range(len(hidden))):
             hidden = hidden[torch.tensor(places, dtype=torch.int64, device=self.device)]
-        logits: Tensor = self._head(hidden)
-        return logits
+        return self._head(hidden)
+
+
+def device_of(network: Any) -> torch.device:
+    """Where a network computes."""
+    found: torch.device | None = getattr(network, "device", None)
+    return found or next(iter(network.head.parameters())).device

@@ -7,8 +7,11 @@ from functools import cached_property
 import torch
 
 from fastserve import device
+from fastserve.generation.fast_decoder import fast_form
 from fastserve.generation.limits import Limits
+from fastserve.generation.network import Decodes
 from fastserve.generation.orders import EngineOptions
+from fastserve.generation.precision import Precision, lighter, pick
 from fastserve.generation.runner import Part, Runner
 from fastserve.generation.scheduler import Scheduler
 from fastserve.generation.step_cost import SMALL_DECODER, StepCost
@@ -31,9 +34,25 @@ class Setup:
         self.network, self.options = network, options
 
     @cached_property
+    def precision(self) -> Precision:
+        return pick(self.options.precision, self.place)
+
+    @cached_property
+    def fast(self) -> Decodes:
+        """The network in the form that is decoded with."""
+        fast = fast_form(self.network, self.precision)
+        if fast is not None:
+            return fast
+        return self.network if self.precision == "float32" else lighter(self.network, self.precision)
+
+    @property
+    def place(self) -> torch.device:
+        return next(self.network.head.parameters()).device
+
+    @cached_property
     def _tried(self) -> tuple[int, int]:
         """Size of the vocabulary, and bytes that the cache needs for a token."""
-        runner = Runner(self.network, 1)
+        runner = Runner(self.fast, 1)
         logits = runner.read([Part(0, 0, [0], 1)])
         tokens = runner.cache.capacity
         return logits.shape[-1], -(-runner.cache.bytes // tokens)
@@ -48,8 +67,7 @@ class Setup:
 
     @cached_property
     def _memory(self) -> int:
-        place = next(self.network.head.parameters()).device
-        return device.free_memory(place) or UNKNOWN_MEMORY
+        return device.free_memory(self.place) or UNKNOWN_MEMORY
 
     def limits(self) -> Limits:
         """Rows that may all be as long as the network reads fit into the memory, so that `auto` never runs out."""

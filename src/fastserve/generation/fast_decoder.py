@@ -1,0 +1,233 @@
+"""A decoder of the Llama family for decoding: the same numbers as its network, in fewer and larger operations.
+
+Projections that read the same tokens are one product of matrices, made once; nothing is kept for gradients; weights are
+in the precision that was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastserve.generation.precision import Linear, Precision, linear_of
+from fastserve.models.attention import PackedCausal
+from fastserve.models.causal import Attention, CausalNetwork
+from fastserve.models.causal_folder import CausalFromFolder
+from fastserve.models.decoder import EPSILON, Decoder
+
+FAMILY = ("llama", "qwen2", "qwen3", "mistral")
+"""Model types of `transformers` that compute as `Decoder` does, but for biases, windows and scaled positions."""
+CLOSE = 1e-3
+"""How much of the largest output the outputs of both forms may differ in float32."""
+Wrap = Callable[[str, Linear], Linear]
+"""Name of a layer's projection ("3.qkv") and what computes it, to what is to be called in its place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """weight: times the root of its size, so that a sum of squares need not be divided."""
+
+    weight: Tensor
+    epsilon: float
+
+    @classmethod
+    def of(cls, module: Any, dtype: torch.dtype) -> Norm:
+        weight = module.weight.detach()
+        size = len(weight)
+        return cls((weight * size**0.5).to(dtype), size * float(getattr(module, "variance_epsilon", EPSILON)))
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """(..., dim)"""
+        wide = vectors.float()
+        inverse = torch.linalg.vecdot(wide, wide).add_(self.epsilon).rsqrt_()
+        normal: Tensor = (wide * inverse.unsqueeze(-1)).to(vectors.dtype)
+        return normal.mul_(self.weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How a layer asks its attention."""
+
+    scale: float
+    window: int | None
+    cap: float | None
+
+
+class Recorder(PackedCausal):
+    """An attention that remembers how it was asked."""
+
+    def __init__(self, offsets: Tensor) -> None:
+        super().__init__(offsets)
+        self.calls: dict[int, Call] = {}
+
+    def __call__(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        cap: float | None = None,
+    ) -> Tensor:
+        self.calls[layer] = Call(scale, window, cap)
+        return super().__call__(layer, query, key, value, scale=scale, window=window, cap=cap)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """What a block computes with."""
+
+    before: Norm
+    qkv: Linear
+    norms: tuple[Norm, Norm] | None
+    output: Linear
+    between: Norm
+    gate_up: Linear
+    down: Linear
+    call: Call
+
+
+class FastDecoder:
+    """What an engine needs of a causal network; to be made by `fast_form`."""
+
+    def __init__(self, network: Any, body: Any, calls: Sequence[Call], precision: Precision, wrap: Wrap) -> None:
+        weight = body.embed_tokens.weight.detach()
+        attention = body.layers[0].self_attn
+        self.device = weight.device
+        self.dtype = torch.bfloat16 if precision == "bfloat16" else weight.dtype
+        self.layers, self.longest = int(network.layers), int(network.longest)
+        self.embedding = weight.to(self.dtype)
+        self.head_size = _head_size(attention)
+        self.heads = attention.q_proj.out_features // self.head_size
+        self.shared = attention.k_proj.out_features // self.head_size
+        self.frequencies, self.amplitude = _waves(network, body, self.head_size)
+        self.blocks = [
+            _layer(block, place, call, precision, self.dtype, wrap)
+            for place, (block, call) in enumerate(zip(body.layers, calls, strict=True))
+        ]
+        self.norm = Norm.of(body.norm, self.dtype)
+        head = network.head
+        self.head = linear_of(head.weight, getattr(head, "bias", None), precision)
+
+    def hidden(self, ids: Tensor, attention: Attention) -> Tensor:
+        """ids int64 (N,) to (N, dim), after the last norm."""
+        tokens = functional.embedding(ids, self.embedding)
+        rotation = self._rotation(attention.positions)
+        for place, layer in enumerate(self.blocks):
+            tokens = tokens + layer.output(self._attend(layer, place, layer.before(tokens), attention, rotation))
+            gate, up = layer.gate_up(layer.between(tokens)).chunk(2, -1)
+            tokens = tokens.add_(layer.down(functional.silu(gate).mul_(up)))
+        return self.norm(tokens)
+
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine (N, 1, D), the first half of the sine with its sign changed."""
+        angles = (positions[:, None].float() * self.frequencies)[:, None]
+        cosine, sine = angles.cos() * self.amplitude, angles.sin() * self.amplitude
+        return torch.cat([cosine, cosine], -1).to(self.dtype), torch.cat([-sine, sine], -1).to(self.dtype)
+
+    def _attend(
+        self, layer: Layer, place: int, tokens: Tensor, attention: Attention, rotation: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """tokens (N, dim): (N, heads * D)"""
+        heads, shared, size = self.heads, self.shared, self.head_size
+        parts = layer.qkv(tokens).view(len(tokens), heads + 2 * shared, size)
+        turned, value = parts[:, : heads + shared], parts[:, heads + shared :]
+        if layer.norms is not None:
+            turned = torch.cat([layer.norms[0](turned[:, :heads]), layer.norms[1](turned[:, heads:])], 1)
+        turned = (turned * rotation[0]).addcmul_(turned.roll(size // 2, -1), rotation[1])
+        found = attention(
+            place, turned[:, :heads], turned[:, heads:], value, scale=layer.call.scale, window=layer.call.window
+        )
+        return found.reshape(len(tokens), heads * size)
+
+
+@torch.inference_mode()
+def fast_form(
+    network: CausalNetwork, precision: Precision, wrap: Wrap = lambda name, linear: linear
+) -> FastDecoder | None:
+    """A `FastDecoder` of the network, or None where it is not of the family.
+
+    In float32 it must give the network's own numbers on some tokens; else the network is taken for unknown.
+    """
+    body = _body(network)
+    if body is None:
+        return None
+    ids = torch.arange(1, 9, device=body.embed_tokens.weight.device) % len(body.embed_tokens.weight)
+    recorder = Recorder(torch.tensor([0, 5, 8], device=ids.device))
+    expected = network.hidden(ids, recorder)
+    calls = [recorder.calls[place] for place in range(network.layers)]
+    plain = FastDecoder(network, body, calls, "float32", wrap)
+    close = CLOSE * float(expected.abs().max())
+    known = torch.allclose(plain.hidden(ids, recorder), expected, rtol=CLOSE, atol=close)
+    if not known or any(call.cap is not None for call in calls):
+        return None
+    return plain if precision == "float32" else FastDecoder(network, body, calls, precision, wrap)
+
+
+def _body(network: CausalNetwork) -> Any:
+    if isinstance(network, Decoder):
+        body: Any = network.model
+    elif isinstance(network, CausalFromFolder) and network.config.model_type in FAMILY:
+        body = network.base
+        if network.config.hidden_act != "silu" or type(network.head).__name__ == "ChangedHead":
+            return None
+    else:
+        return None
+    linears = [module for module in body.modules() if module is not body and isinstance(module, nn.Linear)]
+    adapted = any(type(module) is not nn.Linear for module in linears) or len(linears) != 7 * len(body.layers)
+    return None if adapted else body
+
+
+def _head_size(attention: Any) -> int:
+    return int(attention.sizes.head_dim if hasattr(attention, "sizes") else attention.head_dim)
+
+
+def _waves(network: Any, body: Any, head_size: int) -> tuple[Tensor, float]:
+    """Angle of each pair of features at position 1 (D / 2,), and what their waves are multiplied by."""
+    place = body.embed_tokens.weight.device
+    if isinstance(network, Decoder):
+        exponents = torch.arange(0, head_size, 2, device=place) / head_size
+        return network.options.rope_theta**-exponents, 1.0
+    rotary = body.rotary_emb
+    return rotary.inv_freq.detach().float(), float(getattr(rotary, "attention_scaling", 1.0))
+
+
+def _layer(block: Any, place: int, call: Call, precision: Precision, dtype: torch.dtype, wrap: Wrap) -> Layer:
+    attention, feed = block.self_attn, block.mlp
+    norms = (
+        (Norm.of(attention.q_norm, dtype), Norm.of(attention.k_norm, dtype)) if hasattr(attention, "q_norm") else None
+    )
+
+    def joined(name: str, *layers: nn.Linear) -> Linear:
+        weight, bias = _together(layers)
+        return wrap(f"{place}.{name}", linear_of(weight, bias, precision))
+
+    return Layer(
+        Norm.of(block.input_layernorm, dtype),
+        joined("qkv", attention.q_proj, attention.k_proj, attention.v_proj),
+        norms,
+        joined("output", attention.o_proj),
+        Norm.of(block.post_attention_layernorm, dtype),
+        joined("gate_up", feed.gate_proj, feed.up_proj),
+        joined("down", feed.down_proj),
+        call,
+    )
+
+
+def _together(layers: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of several layers that read the same, one below the other."""
+    weight = layers[0].weight if len(layers) == 1 else torch.cat([layer.weight for layer in layers])
+    biases = [layer.bias for layer in layers]
+    if all(bias is None for bias in biases):
+        return weight.detach(), None
+    found: list[Tensor] = [
+        torch.zeros_like(one.weight[:, 0]) if bias is None else bias for one, bias in zip(layers, biases, strict=True)
+    ]
+    return weight.detach(), torch.cat(found).detach()

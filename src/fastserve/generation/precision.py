@@ -1,0 +1,161 @@
+"""Linear layers for decoding, in the precision that was asked for, and what that costs in loss.
+
+On a processor a step's time is that of reading the weights, so that packed weights of 16 or 8 bits are worth more than
+anything else: FBGEMM's kernels (Khudia et al. 2021, arXiv 2101.05615), which torch carries.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastserve import device
+from fastserve.errors import ConfigError
+from fastserve.generation.likelihood import MOST_TOKENS
+from fastserve.generation.network import Decodes
+from fastserve.models.attention import PackedCausal
+from fastserve.models.causal import CausalNetwork
+
+Precision = Literal["float32", "float16", "bfloat16", "int8"]
+Linear = Callable[[Tensor], Tensor]
+"""(N, in) to (N, out)."""
+LARGEST_HALF = 65_504.0
+ENGINE = "fbgemm"
+
+
+def pick(wanted: str, place: torch.device) -> Precision:
+    """What `auto` means: bfloat16 where the hardware multiplies it fast, else 16 bits where there are kernels for that.
+
+    ConfigError for what this machine cannot do.
+    """
+    packs = place.type == "cpu" and ENGINE in torch.backends.quantized.supported_engines
+    if wanted == "auto":
+        if device.pick_precision("auto", place) is torch.bfloat16:
+            return "bfloat16"
+        return "float16" if packs else "float32"
+    if wanted in ("float16", "int8") and not packs:
+        raise ConfigError(
+            f"precision {wanted} needs kernels ({ENGINE}) that torch has for x86 processors only: use float32 or "
+            "bfloat16"
+        )
+    known: dict[str, Precision] = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "int8": "int8"}
+    return known[wanted]
+
+
+def linear_of(weight: Tensor, bias: Tensor | None, precision: Precision) -> Linear:
+    """weight (out, in). float16 and int8 take and give float32, and keep a packed copy of the weight."""
+    if precision == "float16":
+        return _half(weight, bias)
+    if precision == "int8":
+        return _int8(weight, bias)
+    kind = torch.bfloat16 if precision == "bfloat16" else weight.dtype
+    weight, bias = weight.detach().to(kind), None if bias is None else bias.detach().to(kind)
+    return lambda tokens: functional.linear(tokens, weight, bias)
+
+
+def _half(weight: Tensor, bias: Tensor | None) -> Linear:
+    """Weights of 16 bits, products and sums of 32."""
+    largest = float(weight.abs().max())
+    if not largest < LARGEST_HALF:
+        raise ConfigError(f"a weight of {largest:.3g} does not fit into 16 bits: use precision float32")
+    packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().float(), _floats(bias))
+    multiply = torch.ops.quantized.linear_dynamic_fp16
+
+    def linear(tokens: Tensor) -> Tensor:
+        found: Tensor = multiply(tokens, packed)
+        return found
+
+    return linear
+
+
+def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
+    """Weights of 8 bits with a scale for each output; inputs are rounded to 8 bits when they come."""
+    weight = weight.detach().float()
+    scales = weight.abs().amax(1).clamp(min=1e-8) / 127
+    zeros = torch.zeros(len(weight), dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch means to replace the constructor, not the kernels
+        rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(rounded, _floats(bias))
+    multiply = torch.ops.quantized.linear_dynamic
+
+    def linear(tokens: Tensor) -> Tensor:
+        # sums of two products stay within 16 bits, which instruction sets before VNNI need, with inputs of 7 bits
+        found: Tensor = multiply(tokens, packed, reduce_range=True)
+        return found
+
+    return linear
+
+
+def lighter(network: CausalNetwork, precision: Precision) -> CausalNetwork:
+    """A copy of any network, whose linear layers are in the precision; its head and all else stay as they are."""
+    if precision == "bfloat16":
+        whole: Any = copy.deepcopy(network)
+        found: CausalNetwork = whole.to(torch.bfloat16)
+        return found
+    shared = {id(parameter): parameter for parameter in _module(network).parameters()}
+    copied: Any = copy.deepcopy(network, shared)
+    for name, layer in list(copied.named_modules()):
+        weight = _matrix(layer)
+        if weight is not None and weight is not getattr(copied.head, "weight", None):
+            copied.set_submodule(name, Packed(linear_of(weight, layer.bias, precision)))
+    light: CausalNetwork = copied
+    return light
+
+
+class Packed(nn.Module):
+    """A linear layer of any number of dimensions."""
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        found = self.linear(tokens.reshape(-1, tokens.shape[-1]))
+        return found.view(*tokens.shape[:-1], found.shape[-1])
+
+
+def _module(network: Any) -> nn.Module:
+    module: nn.Module = network
+    return module
+
+
+def _matrix(layer: nn.Module) -> Tensor | None:
+    """The weight (out, in) of a linear layer, also of the kind that GPT-2 has in its place."""
+    if type(layer) is nn.Linear:
+        return layer.weight
+    return layer.get_parameter("weight").t().contiguous() if type(layer).__name__ == "Conv1D" else None
+
+
+def _floats(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach().float()
+
+
+@torch.inference_mode()
+def loss(network: Decodes, rows: Sequence[Sequence[int]]) -> float:
+    """Mean negative log-likelihood in nats of each row's tokens but the first, of rows of two tokens and more."""
+    total, count = 0.0, 0
+    for row in rows:
+        ids = torch.tensor(list(row[: min(network.longest, MOST_TOKENS)]))
+        hidden = network.hidden(ids, PackedCausal(torch.tensor([0, len(ids)])))
+        logs = network.head(hidden[:-1]).float().log_softmax(-1).gather(1, ids[1:, None])
+        total, count = total - float(logs.sum()), count + len(logs)
+    return total / max(count, 1)
+
+
+def check_loss(plain: Decodes, fast: Decodes, rows: Sequence[Sequence[int]], most: float) -> float:
+    """By what share the loss rises on given rows. ConfigError where that is more than `most`."""
+    before, after = loss(plain, rows), loss(fast, rows)
+    rise = after / before - 1
+    if not rise <= most:
+        raise ConfigError(
+            f"with this precision the loss on the given texts rises from {before:.4f} to {after:.4f} nats a token, by "
+            f"{rise:.1%}, where {most:.1%} is allowed: use precision float32, or raise loss_rise"
+        )
+    return rise
