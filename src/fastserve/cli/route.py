@@ -8,12 +8,12 @@ import click
 
 from fastserve.cli.sections import given, options_of
 from fastserve.config import check
-from fastserve.serving import ServeOptions
+from fastserve.serving.options import HttpOptions
 
 
 @click.command()
 @click.argument("servers", nargs=-1, required=True)
-@options_of(ServeOptions)
+@options_of(HttpOptions)
 def route(servers: tuple[str, ...], **values: Any) -> None:
     """One address before several SERVERS (http://HOST:PORT), on this machine or others, that serve the same models.
 
@@ -22,6 +22,6 @@ def route(servers: tuple[str, ...], **values: Any) -> None:
     """
     from fastserve.serving.routing.route import route
 
-    code = route(servers, check(ServeOptions, given(ServeOptions, values), "route"))
+    code = route(servers, check(HttpOptions, given(HttpOptions, values), "route"))
     if code:
         raise click.exceptions.Exit(code)
