@@ -128,8 +128,9 @@ def test_what_does_not_fit_the_context_is_told_and_a_model_is_made(tmp_path: Pat
     assert "do not fit the context of 64 tokens behind their prompts and are cut (rows 7)" in found.stderr
     assert "did you mean 'temperature'" in fails(2, "predict", "writer", "text", "-s", "tempature=1")
     assert "valid number" in fails(2, "predict", "writer", "text", "-s", "temperature=hot")
-    for words in (["serve", "writer", "--port", "0"], ["export", "writer", "--runtime", "onnx"]):
-        assert "is of the task generation and gives no labels" in fails(2, *words)
+    assert "is of the task generation and gives no labels" in fails(2, "export", "writer", "--runtime", "onnx")
+    assert "needs vLLM" in fails(2, "serve", "writer", "--engine", "vllm")
+    assert "policy" in fails(2, "serve", "writer", "--policy", "bost")
 
 
 def test_a_disk_that_fills_while_shards_are_written_is_said(tmp_path: Path) -> None:

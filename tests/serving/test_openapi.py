@@ -73,3 +73,23 @@ def test_schemathesis(serve: Serve, tmp_path: Path) -> None:
 @pytest.mark.heavy
 def test_schemathesis_for_longer(serve: Serve, tmp_path: Path) -> None:
     fuzz(serve, tmp_path, examples=150, seconds=900)
+
+
+def test_what_writes_is_documented_as_it_is_read(write: Serve) -> None:
+    validator = pytest.importorskip("jsonschema_rs", reason="comes with schemathesis (extra 'test')")
+    server = write()
+    document = server.client.get("/openapi.json").json()
+    served = {path.replace("/poet", "/{model}") for path in server.node.app._routes}
+    assert {path for path in document["paths"] if "/versions/" not in path} == served
+    schemas = document["components"]["schemas"]
+    defined = {"$schema": "https://json-schema.org/draft/2020-12/schema", "components": {"schemas": schemas}}
+    for name in schemas:
+        validator.validator_for({**defined, "$ref": f"#/components/schemas/{name}"})
+    for path, operation in document["paths"].items():
+        if path.startswith("/v1/c") or "tokenize" in path:
+            example = operation["post"]["requestBody"]["content"]["application/json"]
+            assert validator.is_valid({**defined, **example["schema"]}, example["example"])
+            reply = server.client.post(path, json=example["example"])
+            assert reply.status_code == 200
+            answer = operation["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+            assert validator.is_valid({**defined, **answer}, reply.json())

@@ -24,7 +24,7 @@ PARITY_TOLERANCE = 1e-3
 WITHOUT_LABELS = {
     "masked": "it has learned from texts alone. Train a classifier that begins with it: fastserve train --data "
     "LABELLED --task classification model.start=MODEL",
-    "generation": "it is a language model, which writes, and is neither served nor exported to other runtimes. Use "
+    "generation": "it is a language model, which writes, and is not exported to other runtimes. Use fastserve serve, "
     "fastserve chat or fastserve predict, or load its folder with another program that reads the Hugging Face form",
 }
 """Tasks whose models give no labels, and what to do with those."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -13,15 +13,21 @@ from fastserve.config import Section
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def options_of(section: type[Section]) -> Callable[[Command], Command]:
-    """A decorator that adds an option for each field: `max_texts` becomes --max-texts; checks stay with the section."""
+def options_of(section: type[Section], *, without: Sequence[str] = ()) -> Callable[[Command], Command]:
+    """A decorator that adds an option for each field: `max_texts` becomes --max-texts; checks stay with the section.
+
+    without: fields that are given in another way.
+    """
 
     def decorate(command: Command) -> Command:
         for name, field in reversed(section.model_fields.items()):
+            if name in without:
+                continue
             flag = f"--{name.replace('_', '-')}"
             default = None if field.default is PydanticUndefined else field.default
             if field.annotation is bool:
-                option = click.option(flag, name, is_flag=True, help=field.description)
+                words = f"{flag}/--no-{name.replace('_', '-')}" if default else flag
+                option = click.option(words, name, is_flag=True, default=default, help=field.description)
             else:
                 shown = "" if default is None else f"  [default: {default}]"
                 option = click.option(flag, name, default=None, help=f"{field.description or ''}{shown}")
@@ -35,7 +41,10 @@ def given(section: type[Section], values: dict[str, Any]) -> dict[str, Any]:
     """The options that were given, numbers and booleans read as such, for `config.check`."""
     import yaml
 
+    fields = section.model_fields
     found = {
-        name: value for name, value in values.items() if name in section.model_fields and value not in (None, False)
+        name: value
+        for name, value in values.items()
+        if name in fields and value is not None and not (isinstance(value, bool) and value == fields[name].default)
     }
     return {name: yaml.safe_load(value) if isinstance(value, str) else value for name, value in found.items()}

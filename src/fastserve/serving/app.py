@@ -13,7 +13,7 @@ from fastserve.serving.board import Board
 from fastserve.serving.deployment import Deployment, Slot
 from fastserve.serving.events import Events
 from fastserve.serving.keys import Gate
-from fastserve.serving.messages import Exchange, HttpError, Reply, json_reply, read_object
+from fastserve.serving.messages import SHARED_PATHS, Exchange, HttpError, Reply, json_reply, read_object
 from fastserve.serving.options import ServeOptions
 
 OPEN_PATHS = frozenset(("/v2/health/live", "/v2/health/ready"))
@@ -21,13 +21,6 @@ _PROGRESS_SECONDS = 10.0
 Route = Callable[[Exchange], Reply | None]
 NAMED_PATHS = {"predict": "/v1/models/{name}:predict", "infer": "/v2/models/{name}/infer"}
 """Verbs of models that are named by the path."""
-SHARED_PATHS = {
-    "completions": "/v1/completions",
-    "chat": "/v1/chat/completions",
-    "tokenize": "/tokenize",
-    "detokenize": "/detokenize",
-}
-"""Verbs of models that are named in the body, as `model`."""
 _WHAT = {"predict": "label texts", "infer": "label texts", "completions": "write", "chat": "write"}
 
 

@@ -23,7 +23,14 @@ class Reply:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-OPENAI_PATHS = frozenset(("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"))
+SHARED_PATHS = {
+    "completions": "/v1/completions",
+    "chat": "/v1/chat/completions",
+    "tokenize": "/tokenize",
+    "detokenize": "/detokenize",
+}
+"""Verbs of models that are named in the body, as `model`, and where they are asked: the OpenAI API."""
+OPENAI_PATHS = frozenset(SHARED_PATHS.values())
 """Where errors have the form of the OpenAI API."""
 _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 503: "overloaded_error"}
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fastserve import __version__
+from fastserve.serving import writing_openapi
 from fastserve.serving.deployment import Slot
 from fastserve.serving.oip import OUTPUTS
 from fastserve.serving.options import ServeOptions
@@ -45,15 +46,24 @@ def document(slots: Mapping[str, Slot], options: ServeOptions) -> Json:
         "paths": _about_paths() | _model_paths(names, slots),
         "components": {"schemas": _schemas(options, names), "responses": _error_responses()},
     }
+    if writers := _able(slots, "completions"):
+        content["paths"] |= writing_openapi.paths(writers)
+        content["components"]["schemas"] |= writing_openapi.schemas(writers, options.max_choices)
     if options.api_key_file is not None:
         content["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         content["security"] = [{"key": []}]
     return content
 
 
+def _able(slots: Mapping[str, Slot], verb: str) -> list[str]:
+    """The models that can be asked so, as far as they are loaded."""
+    return [name for name, slot in slots.items() if slot.current is not None and verb in slot.current.verbs]
+
+
 def _description(options: ServeOptions) -> str:
     return (
-        "Classifiers over HTTP: the KServe v1 form and the Open Inference Protocol v2. Infer requests may also use the "
+        "Classifiers over HTTP: the KServe v1 form and the Open Inference Protocol v2; language models: the OpenAI "
+        "API. Infer requests may also use the "
         "binary tensor extension (header Inference-Header-Content-Length). Limits: "
         f"{options.max_body_bytes} bytes a body, {options.max_texts} texts a request, "
         f"{options.max_characters} characters a text."
@@ -107,6 +117,9 @@ def _model_paths(names: list[str], slots: Mapping[str, Slot]) -> Json:
             paths[path]["parameters"] = parameters
     for path in ("/v1/models/{model}", "/v1/models/{model}:predict"):
         paths[path]["parameters"] = [name]
+    loaded = [slot for slot in slots.values() if slot.current is not None]
+    if loaded and not _able(slots, "predict"):
+        paths = {path: found for path, found in paths.items() if not path.endswith((":predict", "/infer"))}
     return paths
 
 

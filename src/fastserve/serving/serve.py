@@ -31,6 +31,11 @@ def serve(models: Sequence[str], options: ServeOptions, *, source: str = BUNDLES
     from fastserve.serving.supervisor import Supervisor
 
     named = name_models(models)
+    if options.engine == "vllm":
+        from fastserve.serving.vllm import run_vllm
+
+        check_exposure(options)
+        return run_vllm(named, options)
     keys = read_key_file(Path(options.api_key_file)) if options.api_key_file else []
     check_exposure(options)
     listening = bind(options.host, options.port)

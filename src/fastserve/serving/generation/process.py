@@ -70,10 +70,11 @@ class EngineProcess:
         engine = loaded.engine
         while True:
             self._obey_all(loaded)
-            if engine.has_work and (outputs := engine.step()):
+            is_busy = engine.has_work
+            if is_busy and (outputs := engine.step()):
                 self._send("outputs", of=[write_output(output) for output in outputs])
-                if not engine.has_work:
-                    self.last_beat = 0.0
+            if is_busy != engine.has_work:
+                self.last_beat = 0.0  # the last numbers before it rests are those of one that rests
             if (now := time.monotonic()) - self.last_beat > _BEAT_SECONDS:
                 self.last_beat = now
                 self._send("stats", stats=asdict(engine.stats()))
