@@ -10,16 +10,18 @@ from torch import Tensor
 
 from fastserve.errors import FastServeError
 from fastserve.generation.choosing import Chosen, choose
+from fastserve.generation.grammar import Follower
 from fastserve.generation.sampling import Row
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """row: whose token is chosen; top: how many of the most probable tokens are told; allowed: bool (V,), or all."""
+    """row: whose token is chosen; top: how many of the most probable tokens are told; follower: of its grammar, which
+    goes on by the token that is chosen."""
 
     row: Row
     top: int = 0
-    allowed: Tensor | None = None
+    follower: Follower | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,11 @@ def choose_each(logits: Tensor, wishes: Sequence[Wish]) -> list[Choice | str]:
 
 
 def _choices(logits: Tensor, wishes: Sequence[Wish]) -> list[Choice]:
-    allowed = {row: wish.allowed for row, wish in enumerate(wishes) if wish.allowed is not None}
+    followers = {row: wish.follower for row, wish in enumerate(wishes) if wish.follower is not None}
+    allowed = {row: follower.allowed().to(logits.device) for row, follower in followers.items()}
     chosen = choose(logits, [wish.row for wish in wishes], allowed)
+    for row, follower in followers.items():
+        follower.take(int(chosen.ids[row]))
     tops = _tops(logits, chosen, [wish.top for wish in wishes])
     return [
         Choice(token, logprob, tops.get(row, ()))

@@ -20,6 +20,7 @@ from torch import Tensor
 from fastserve.errors import ConfigError, FastServeError, Overloaded
 from fastserve.generation import limits
 from fastserve.generation.choice import Choice, Wish, choose_each
+from fastserve.generation.grammar import Grammars
 from fastserve.generation.job import Job
 from fastserve.generation.orders import TOP_LOGPROBS, EngineOptions, EngineStats, Order, Output
 from fastserve.generation.precision import check_loss
@@ -67,6 +68,12 @@ class Engine:
     @cached_property
     def runner(self) -> Runner:
         return Runner(self._setup.fast, self.scheduler.limits.rows)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        if self.tokenizer is None:
+            raise ConfigError("a text with a grammar needs a tokenizer: give the engine one")
+        return Grammars(self.tokenizer, self._setup.vocabulary, self.eos)
 
     @property
     def precision(self) -> str:
@@ -129,7 +136,8 @@ class Engine:
             if self.options.prefix_cache:
                 blocks.extend(order.prompt)
             follows = texts[0].job.id if texts else None
-            texts.append(Text(order, copy, self._job(order, writing, blocks, follows), writing, blocks))
+            follower = None if order.grammar is None else self._grammars.follow(order.grammar)
+            texts.append(Text(order, copy, self._job(order, writing, blocks, follows), writing, blocks, follower))
         return texts
 
     def _job(self, order: Order, writing: Writing, blocks: Blocks, follows: int | None) -> Job:
@@ -221,8 +229,7 @@ class Engine:
         """logits (texts, V)"""
         if not texts:
             return []
-        wishes = [Wish(text.writing.row, text.order.top_logprobs) for text in texts]
-        found = choose_each(logits, wishes)
+        found = choose_each(logits, [Wish(one.writing.row, one.order.top_logprobs, one.follower) for one in texts])
         return [
             self._take(text, one) if isinstance(one, Choice) else self._fail(text, slots, one)
             for text, one in zip(texts, found, strict=True)

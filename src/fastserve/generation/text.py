@@ -6,10 +6,14 @@ import hashlib
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from fastserve.generation.job import Job
 from fastserve.generation.orders import Order
 from fastserve.generation.writing import Writing
+
+if TYPE_CHECKING:
+    from fastserve.generation.grammar import Follower
 
 
 @dataclass(eq=False)
@@ -21,6 +25,8 @@ class Text:
     job: Job
     writing: Writing
     blocks: Blocks
+    follower: Follower | None = None
+    """Of its grammar."""
     told: bool = False
     """Whether anything of it was given out."""
     cached: int = 0
