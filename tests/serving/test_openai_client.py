@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from fastserve.serving.fake import FakeSource
+from fastserve.serving.inprocess import running
+from fastserve.serving.model import Named
+from fastserve.serving.options import ServeOptions
 
 openai = pytest.importorskip("openai", reason="needs the openai client (extra 'test')")
 Write = Callable[..., Any]
 USER = [{"role": "user", "content": "hi"}]
 
 
-@pytest.fixture
-def server(write: Write) -> Any:
-    return write()
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("poet")
+    (folder / "fake_writer.json").write_text("{}")
+    options = ServeOptions(port=0, log_level="error")
+    with running([Named("poet", str(folder))], options, FakeSource(options)) as (url, node):
+        yield SimpleNamespace(url=url, node=node)
 
 
 @pytest.fixture
@@ -183,7 +193,7 @@ def test_too_long(client: Any) -> None:
     assert client.completions.create(model="poet", prompt="a", max_tokens=1).choices
 
 
-def test_what_is_not_there(client: Any, write: Write) -> None:
+def test_what_is_not_there(client: Any) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.completions.create(model="novelist", prompt="a")
     assert caught.value.code == "model_not_found"

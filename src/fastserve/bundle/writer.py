@@ -1,4 +1,4 @@
-"""From a prompt or a conversation to text: the writing pipeline, the network and the plain decoding loop in a row."""
+"""From a prompt or a conversation to text: the writing pipeline, the network, an engine or the plain loop in a row."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ import numpy as np
 
 from fastserve import device
 from fastserve.bundle.bundle import Bundle
-from fastserve.errors import ConfigError
+from fastserve.errors import ConfigError, WorkError
 from fastserve.types import FloatArray, Message, PlainText, Ragged
 
 if TYPE_CHECKING:
+    from fastserve.generation.engine import Engine
+    from fastserve.generation.orders import Output
     from fastserve.generation.sampling import Sampling
-    from fastserve.generation.writing import Piece, Written
+    from fastserve.generation.writing import Written
     from fastserve.models.causal import CausalNetwork
     from fastserve.text.writing_pipeline import WritingPipeline
 
 Prompt = str | Sequence[Message]
+ENGINE_ROWS = 4
+"""Texts whose cache an engine in this process keeps, those that were written before included."""
 SCORED_TOKENS = 16_384
 """Most tokens whose likelihood is computed at once."""
 
@@ -63,12 +67,29 @@ class Writer:
             tokenizer=self.pipeline.tokenizer,
         )
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Piece]:
-        """Every token when it is chosen."""
-        from fastserve.generation.reference import stream
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """For a few texts at a time, which remembers what was said before."""
+        from fastserve.generation.engine import Engine
+        from fastserve.generation.orders import EngineOptions
 
-        ids = self.pipeline.ask(prompt).tolist()
-        return stream(self.network, [ids], sampling, eos=self.pipeline.ends, tokenizer=self.pipeline.tokenizer)
+        options = EngineOptions(slots=ENGINE_ROWS, rows=ENGINE_ROWS)
+        return Engine(self.network, self.pipeline.tokenizer, options, eos=self.pipeline.ends)
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[Output]:
+        """Every token when it is chosen. WorkError where the network's logits are not numbers."""
+        from fastserve.generation.orders import Order
+
+        order = Order("stream", self.pipeline.ask(prompt).tolist(), sampling)
+        self.engine.add(order)
+        try:
+            while self.engine.has_work:
+                for output in self.engine.step():
+                    if output.error is not None:
+                        raise WorkError(output.error)
+                    yield output
+        finally:
+            self.engine.cancel(order.id)
 
     def likelihoods(self, rows: Ragged) -> FloatArray:
         """float32 (rows, 2): negative log-likelihood in nats of each row's counted tokens, and their number.

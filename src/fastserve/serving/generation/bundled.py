@@ -15,6 +15,9 @@ from fastserve.serving.generation.source import ServedEngine
 from fastserve.serving.generation.wire import EngineFacts, EngineOrder, Referred
 from fastserve.types import PlainText, Ragged
 
+TIE = 0.01
+"""Logits that lie nearer to each other are told apart by the order in which numbers are added up."""
+
 
 class BundledEngine:
     """A writer's network behind an engine."""
@@ -34,9 +37,11 @@ class BundledEngine:
         pipeline, network = writer.pipeline, writer.network
         engine = Engine(network, pipeline.tokenizer, order.options, eos=pipeline.ends)
         engine.prepare()
-        precision = str(getattr(engine, "precision", "float32"))
+        if engine.precision != "float32" and (kept := writer.bundle.manifest.parity):
+            texts = [PlainText(row.text) for row in kept]
+            engine.check_loss([ids[: network.longest].tolist() for ids in pipeline.encode_texts(texts)])
         vocabulary = int(writer.bundle.manifest.network.shape["outputs"])
-        return cls(writer, engine, EngineFacts(network.longest, vocabulary, precision))
+        return cls(writer, engine, EngineFacts(network.longest, vocabulary, engine.precision))
 
     def refer(self, prompts: Sequence[Sequence[int]], tokens: int, texts: Sequence[str]) -> Referred:
         """By `generation.reference`, with the weights that were loaded."""
@@ -45,7 +50,28 @@ class BundledEngine:
         pipeline, network = self.writer.pipeline, self.writer.network
         greedy = Sampling(temperature=0, max_tokens=tokens)
         found = generate(network, prompts, greedy, eos=pipeline.ends, tokenizer=pipeline.tokenizer) if prompts else []
+        sure = [self._sure(prompt, one.ids) for prompt, one in zip(prompts, found, strict=True)]
+        said = [
+            one.text if count == len(one.ids) else pipeline.tokenizer.stream(after=prompt).push(one.ids[:count])
+            for prompt, one, count in zip(prompts, found, sure, strict=True)
+        ]
         rows = [ids[: network.longest] for ids in pipeline.encode_texts([PlainText(text) for text in texts])]
         scores = self.writer.likelihoods(Ragged.from_rows(rows)) if rows else np.zeros((0, 2), np.float32)
         nats = scores[:, 0] / np.maximum(scores[:, 1], 1)
-        return Referred([one.ids for one in found], [one.text for one in found], nats.tolist())
+        whole = [count == len(one.ids) for count, one in zip(sure, found, strict=True)]
+        return Referred(said, whole, nats.tolist())
+
+    def _sure(self, prompt: Sequence[int], written: Sequence[int]) -> int:
+        """How many tokens were written before the best two were as good as each other, within rounding."""
+        import torch
+
+        from fastserve.models.attention import PackedCausal
+
+        network = self.writer.network
+        place = next(network.head.parameters()).device
+        ids = torch.tensor([*prompt, *written[:-1]], device=place)
+        with torch.inference_mode():
+            hidden = network.hidden(ids, PackedCausal(torch.tensor([0, len(ids)], device=place)))
+            best = network.head(hidden[len(prompt) - 1 :]).float().topk(2, -1).values
+        close = (best[:, 0] - best[:, 1] < TIE).nonzero()
+        return int(close[0]) if len(close) else len(written)

@@ -39,10 +39,13 @@ class EngineFacts:
 
 @dataclass(frozen=True, slots=True)
 class Referred:
-    """What the plain loop writes after some prompts, greedily, and the nats for each token that texts have."""
+    """What the plain loop writes after some prompts, greedily, and the nats for each token that texts have.
 
-    written: list[list[int]] = field(default_factory=list)
+    texts: as far as no two tokens were as good as each other, which is to the end where `whole`.
+    """
+
     texts: list[str] = field(default_factory=list)
+    whole: list[bool] = field(default_factory=list)
     nats: list[float] = field(default_factory=list)
 
 
