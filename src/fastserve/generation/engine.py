@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from fastserve.errors import ConfigError, FastServeError, Overloaded
+from fastserve.errors import ConfigError, FastServeError, NotFoundError, Overloaded, choices
 from fastserve.generation import limits
 from fastserve.generation.choice import Choice, Wish, choose_each
 from fastserve.generation.grammar import Grammars
@@ -39,7 +40,8 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """network: in evaluation mode; eos: ids that end a text; tokenizer: for text and stop strings; clock: seconds."""
+    """network: in evaluation mode; eos: ids that end a text; tokenizer: for text and stop strings; adapters: folders of
+    LoRA adapters by name; clock: seconds."""
 
     def __init__(
         self,
@@ -48,10 +50,12 @@ class Engine:
         options: EngineOptions | None = None,
         *,
         eos: Collection[int] = (),
+        adapters: Mapping[str, Path] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.network, self.tokenizer, self.eos, self.clock = network, tokenizer, frozenset(eos), clock
         self.options = options or EngineOptions()
+        self.adapters = dict(adapters or {})
         self._texts: dict[int, Text] = {}
         self._orders: dict[str, list[Text]] = {}
         self._numbers = count()
@@ -59,7 +63,7 @@ class Engine:
 
     @cached_property
     def _setup(self) -> Setup:
-        return Setup(self.network, self.options)
+        return Setup(self.network, self.options, self.adapters)
 
     @cached_property
     def scheduler(self) -> Scheduler:
@@ -67,7 +71,7 @@ class Engine:
 
     @cached_property
     def runner(self) -> Runner:
-        return Runner(self._setup.fast, self.scheduler.limits.rows)
+        return Runner(self._setup.fast, self.scheduler.limits.rows, self._setup.adapters)
 
     @cached_property
     def _grammars(self) -> Grammars:
@@ -115,6 +119,8 @@ class Engine:
             raise ConfigError(f"order '{order.id}' is being written already: give each an id of its own")
         if not 0 <= order.top_logprobs <= TOP_LOGPROBS:
             raise ConfigError(f"top_logprobs = {order.top_logprobs}: expected 0 to {TOP_LOGPROBS}")
+        if order.adapter is not None and order.adapter not in self.adapters:
+            raise NotFoundError(f"no adapter is called '{order.adapter}': {choices(order.adapter, self.adapters)}")
         vocabulary = self._setup.vocabulary
         for kind, ids in (("prompt", order.prompt), ("logit_bias", order.sampling.logit_bias)):
             wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
@@ -221,6 +227,7 @@ class Engine:
                 work.start,
                 self._texts[work.job.id].ids(work.start, work.count),
                 int(work.samples),
+                self._texts[work.job.id].order.adapter,
             )
             for work in step.works
         ]

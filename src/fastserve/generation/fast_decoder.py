@@ -6,7 +6,7 @@ in the precision that was asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastserve.generation.precision import Linear, Precision, linear_of
+from fastserve.generation.precision import Linear, Precision, Wrap, linear_of, unwrapped
 from fastserve.models.attention import PackedCausal
 from fastserve.models.causal import Attention, CausalNetwork
 from fastserve.models.causal_folder import CausalFromFolder
@@ -24,8 +24,6 @@ FAMILY = ("llama", "qwen2", "qwen3", "mistral")
 """Model types of `transformers` that compute as `Decoder` does, but for biases, windows and scaled positions."""
 CLOSE = 1e-3
 """How much of the largest output the outputs of both forms may differ in float32."""
-Wrap = Callable[[str, Linear], Linear]
-"""Name of a layer's projection ("3.qkv") and what computes it, to what is to be called in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +107,7 @@ class FastDecoder:
         self.shared = attention.k_proj.out_features // self.head_size
         self.frequencies, self.amplitude = _waves(network, body, self.head_size)
         self.blocks = [
-            _layer(block, place, call, precision, self.dtype, wrap)
-            for place, (block, call) in enumerate(zip(body.layers, calls, strict=True))
+            _layer(block, call, precision, self.dtype, wrap) for block, call in zip(body.layers, calls, strict=True)
         ]
         self.norm = Norm.of(body.norm, self.dtype)
         head = network.head
@@ -149,9 +146,7 @@ class FastDecoder:
 
 
 @torch.inference_mode()
-def fast_form(
-    network: CausalNetwork, precision: Precision, wrap: Wrap = lambda name, linear: linear
-) -> FastDecoder | None:
+def fast_form(network: CausalNetwork, precision: Precision, wrap: Wrap = unwrapped) -> FastDecoder | None:
     """A `FastDecoder` of the network, or None where it is not of the family.
 
     In float32 it must give the network's own numbers on some tokens; else the network is taken for unknown.
@@ -199,24 +194,24 @@ def _waves(network: Any, body: Any, head_size: int) -> tuple[Tensor, float]:
     return rotary.inv_freq.detach().float(), float(getattr(rotary, "attention_scaling", 1.0))
 
 
-def _layer(block: Any, place: int, call: Call, precision: Precision, dtype: torch.dtype, wrap: Wrap) -> Layer:
+def _layer(block: Any, call: Call, precision: Precision, dtype: torch.dtype, wrap: Wrap) -> Layer:
     attention, feed = block.self_attn, block.mlp
     norms = (
         (Norm.of(attention.q_norm, dtype), Norm.of(attention.k_norm, dtype)) if hasattr(attention, "q_norm") else None
     )
 
-    def joined(name: str, *layers: nn.Linear) -> Linear:
+    def joined(*layers: nn.Linear) -> Linear:
         weight, bias = _together(layers)
-        return wrap(f"{place}.{name}", linear_of(weight, bias, precision))
+        return wrap(layers, linear_of(weight, bias, precision))
 
     return Layer(
         Norm.of(block.input_layernorm, dtype),
-        joined("qkv", attention.q_proj, attention.k_proj, attention.v_proj),
+        joined(attention.q_proj, attention.k_proj, attention.v_proj),
         norms,
-        joined("output", attention.o_proj),
+        joined(attention.o_proj),
         Norm.of(block.post_attention_layernorm, dtype),
-        joined("gate_up", feed.gate_proj, feed.up_proj),
-        joined("down", feed.down_proj),
+        joined(feed.gate_proj, feed.up_proj),
+        joined(feed.down_proj),
         call,
     )
 

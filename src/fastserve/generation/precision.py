@@ -25,8 +25,14 @@ from fastserve.models.causal import CausalNetwork
 Precision = Literal["float32", "float16", "bfloat16", "int8"]
 Linear = Callable[[Tensor], Tensor]
 """(N, in) to (N, out)."""
+Wrap = Callable[[Sequence[nn.Module], Linear], Linear]
+"""Layers that read the same tokens, and what computes them together, to what is to be called in its place."""
 LARGEST_HALF = 65_504.0
 ENGINE = "fbgemm"
+
+
+def unwrapped(layers: Sequence[nn.Module], linear: Linear) -> Linear:
+    return linear
 
 
 def pick(wanted: str, place: torch.device) -> Precision:
@@ -93,18 +99,21 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
     return linear
 
 
-def lighter(network: CausalNetwork, precision: Precision) -> CausalNetwork:
-    """A copy of any network, whose linear layers are in the precision; its head and all else stay as they are."""
-    if precision == "bfloat16":
-        whole: Any = copy.deepcopy(network)
-        found: CausalNetwork = whole.to(torch.bfloat16)
-        return found
+def lighter(network: CausalNetwork, precision: Precision, wrap: Wrap = unwrapped) -> CausalNetwork:
+    """A copy of any network, whose linear layers are in the precision; its head and all else stay as they are.
+
+    With bfloat16 all of it is.
+    """
     shared = {id(parameter): parameter for parameter in _module(network).parameters()}
     copied: Any = copy.deepcopy(network, shared)
+    originals = dict(_module(network).named_modules())
     for name, layer in list(copied.named_modules()):
         weight = _matrix(layer)
         if weight is not None and weight is not getattr(copied.head, "weight", None):
-            copied.set_submodule(name, Packed(linear_of(weight, layer.bias, precision)))
+            linear = linear_of(weight, layer.bias, precision)
+            copied.set_submodule(name, Packed(wrap([originals[name]], linear)))
+    if precision == "bfloat16":
+        copied = copy.deepcopy(copied).to(torch.bfloat16)
     light: CausalNetwork = copied
     return light
 

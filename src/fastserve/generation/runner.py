@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastserve.generation.adapters import Adapters
 from fastserve.generation.network import Decodes
 from fastserve.generation.slots import HostRow, SlotCache
 from fastserve.generation.step import Move, Place, SwapOut
@@ -18,12 +19,14 @@ from fastserve.generation.step_attention import Chunk, StepAttention
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Tokens of one text that are read. wanted: of how many of the last of them the logits are needed."""
+    """Tokens of one text that are read. wanted: of how many of the last of them the logits are needed; adapter: of the
+    text."""
 
     slot: int
     start: int
     ids: Sequence[int]
     wanted: int
+    adapter: str | None = None
 
     @property
     def chunk(self) -> Chunk:
@@ -31,10 +34,10 @@ class Part:
 
 
 class Runner:
-    """network: in evaluation mode; slots: as the scheduler numbers them."""
+    """network: in evaluation mode; slots: as the scheduler numbers them; adapters: that the network was made with."""
 
-    def __init__(self, network: Decodes, slots: int) -> None:
-        self.network = network
+    def __init__(self, network: Decodes, slots: int, adapters: Adapters | None = None) -> None:
+        self.network, self.adapters = network, adapters
         self.device = device_of(network)
         self.cache = SlotCache(network.layers, slots, network.longest, self.device)
         self._head = network.head
@@ -76,6 +79,8 @@ class Runner:
         ids = torch.tensor([token for part in order for token in part.ids], device=self.device)
         chunks = [part.chunk for part in order]
         attention = StepAttention(self.cache, chunks[: len(front)], chunks[len(front) :])
+        if self.adapters is not None:
+            self.adapters.arrange([part.adapter for part in order for _ in part.ids], self.device)
         hidden = self.network.hidden(ids, attention)
         for part in parts:
             self.cache.keep(part.slot, part.start + len(part.ids))

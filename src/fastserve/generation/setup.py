@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from fastserve import device
+from fastserve.generation.adapters import Adapters
 from fastserve.generation.fast_decoder import fast_form
 from fastserve.generation.limits import Limits
 from fastserve.generation.network import Decodes
 from fastserve.generation.orders import EngineOptions
-from fastserve.generation.precision import Precision, lighter, pick
+from fastserve.generation.precision import Precision, lighter, pick, unwrapped
 from fastserve.generation.runner import Part, Runner
 from fastserve.generation.scheduler import Scheduler
 from fastserve.generation.step_cost import SMALL_DECODER, StepCost
@@ -30,8 +33,12 @@ UNKNOWN_MEMORY = 2 << 30
 class Setup:
     """Of a network and options; a first token is read to learn its sizes."""
 
-    def __init__(self, network: CausalNetwork, options: EngineOptions) -> None:
-        self.network, self.options = network, options
+    def __init__(self, network: CausalNetwork, options: EngineOptions, adapters: Mapping[str, Path]) -> None:
+        self.network, self.options, self.folders = network, options, adapters
+
+    @cached_property
+    def adapters(self) -> Adapters | None:
+        return Adapters(self.network, self.folders) if self.folders else None
 
     @cached_property
     def precision(self) -> Precision:
@@ -40,10 +47,12 @@ class Setup:
     @cached_property
     def fast(self) -> Decodes:
         """The network in the form that is decoded with."""
-        fast = fast_form(self.network, self.precision)
+        wrap = unwrapped if self.adapters is None else self.adapters.wrap
+        fast = fast_form(self.network, self.precision, wrap)
         if fast is not None:
             return fast
-        return self.network if self.precision == "float32" else lighter(self.network, self.precision)
+        plain = self.precision == "float32" and self.adapters is None
+        return self.network if plain else lighter(self.network, self.precision, wrap)
 
     @property
     def place(self) -> torch.device:
