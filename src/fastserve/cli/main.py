@@ -26,6 +26,7 @@ COMMANDS = {
     "chat": "fastserve.cli.chat:chat",
     "serve": "fastserve.cli.serve:serve",
     "route": "fastserve.cli.route:route",
+    "simulate": "fastserve.cli.simulate:simulate",
     "export": "fastserve.cli.export:export",
     "models": "fastserve.cli.models:models",
     "data": "fastserve.cli.data:data",

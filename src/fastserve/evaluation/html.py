@@ -107,6 +107,11 @@ def comparison_html(comparison: Comparison | LanguageComparison, *, title: str =
     )
 
 
+def page(template: str, **shown: Any) -> str:
+    """A page of another kind, by its template in this folder."""
+    return _environment().get_template(template).render(**shown)
+
+
 def _environment() -> jinja2.Environment:
     import jinja2
 

@@ -95,12 +95,13 @@ class RowCache:
         return row.slot
 
     def _choose(self, prefix: Prefix) -> int:
-        """The slot for a job that begins with `prefix`: where that is if nothing is lost by it, else an empty one."""
+        """The slot for a job that begins with `prefix`: where that is if hardly anything is lost by it (the last block
+        of the same prompt is never part of it), else an empty one."""
         source = prefix.slot
         if source is not None and source in self._left:
             self._left.move_to_end(source)
             whole = prefix.tokens // self.limits.block_size
-            if len(self.rows[source].hashes) <= whole or self.rows_at_hand == 1:
+            if len(self.rows[source].hashes) <= whole + 1 or self.rows_at_hand == 1:
                 return source
         if self._free:
             return self._free[-1]

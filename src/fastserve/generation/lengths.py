@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _PER_DOUBLING = 4
 _LEVELS = 64
-_PRIOR = 16.0
+_PRIOR = 8.0
 """Finished texts that a group of prompts needs before it says as much as all texts together."""
 _KEPT = 0.999
 """What a finished text counts for after another one has ended: the last thousand or so are remembered."""

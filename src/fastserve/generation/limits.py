@@ -22,14 +22,16 @@ class Guards:
 
     quantum: seconds that a job runs before it may be preempted. preemptions: how often that may happen to it. wait: a
     job that has not run for so many seconds goes first, the longest waiting one before others, and is not preempted
-    again. fair: seconds of service that a key may be ahead of the key with the least, while that one has work. review:
-    seconds between two looks at how long each job has waited.
+    again. fair: seconds of service that a key may be ahead of the key with the least, while that one has work. restore:
+    share of the time that may go into bringing back caches which were evicted in order to take up other jobs (where
+    those that run need memory, it is taken all the same). review: seconds between two looks at how long jobs wait.
     """
 
     quantum: float = 0.1
     preemptions: int = 16
     wait: float = 120.0
     fair: float = 10.0
+    restore: float = 0.02
     review: float = 0.25
 
 

@@ -95,3 +95,22 @@ def _merged(level: int, lines: list[Line]) -> Iterator[Entry]:
         if nexts[place] < len(entries):
             insort(heads, (*entries[nexts[place]], place))
             nexts[place] += 1
+
+
+def merge(first: Iterator[Entry] | list[Entry], second: Iterator[Entry]) -> Iterator[Entry]:
+    """Two orders as one; of equal places `first` goes first."""
+    first = iter(first)
+    one, other = next(first, None), next(second, None)
+    while one is not None and other is not None:
+        if one[0][:2] <= other[0][:2]:
+            yield one
+            one = next(first, None)
+        else:
+            yield other
+            other = next(second, None)
+    if one is not None:
+        yield one
+        yield from first
+    if other is not None:
+        yield other
+        yield from second

@@ -8,10 +8,10 @@ from fastserve.generation.step_cost import StepCost
 
 
 class Outlook:
-    """Seconds of the machine, when `batch` jobs share it."""
+    """Seconds of the machine, when `batch` jobs share it. host: whether caches may go to host memory."""
 
-    def __init__(self, cost: StepCost, batch: int) -> None:
-        self.cost, self.batch = cost, batch
+    def __init__(self, cost: StepCost, batch: int, *, host: bool = False) -> None:
+        self.cost, self.batch, self.host = cost, batch, host
         self.lengths = Lengths()
         self._token = cost.share(batch)
 
@@ -26,8 +26,8 @@ class Outlook:
 
     def restore(self, job: Job) -> float:
         """What it would take to have the job's cache back, the cheaper way."""
-        return min(self.cost.read(job.computed), self.cost.swap(job.computed))
+        return self.cost.swap(job.computed) if self.swaps(job) else self.cost.read(job.computed)
 
     def swaps(self, job: Job) -> bool:
-        """Whether bringing the cache to host memory and back is cheaper than reading the tokens again."""
-        return self.cost.swap(job.computed) < self.cost.read(job.computed)
+        """Whether bringing the cache to host memory and back is possible, and cheaper than reading the tokens again."""
+        return self.host and self.cost.swap(job.computed) < self.cost.read(job.computed)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastserve.generation.cache import NOTHING, Prefix
 from fastserve.generation.job import Job, State
-from fastserve.generation.lines import Entry, Standing
+from fastserve.generation.lines import Entry, Standing, merge
 from fastserve.generation.step import Move, Place, Step, SwapIn, SwapOut, Work
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Planning:
     def _make_room(self, standing: Standing, blocks: int, *, rows: int) -> bool:
         """So many blocks and rows at hand, by evicting those that stand behind; False, and nobody evicted, if that is
         not enough."""
-        cache = self._cache
+        cache, wanted = self._cache, rows
         blocks, rows = blocks - cache.blocks_at_hand, rows - cache.rows_at_hand
         if blocks <= 0 and rows <= 0:
             return True
@@ -127,10 +127,18 @@ class Planning:
             chosen.append(victim)
             blocks, rows = blocks - cache.rows[self._slot(victim)].blocks, rows - 1
             if blocks <= 0 and rows <= 0:
-                for one in chosen:
-                    self._evict(one)
-                return True
+                return self._evict_all(chosen, fresh=wanted > 0, urgent=standing[0] < 0)
         return False
+
+    def _evict_all(self, victims: list[Job], *, fresh: bool, urgent: bool) -> bool:
+        """False, and nobody evicted, where a job that is to be taken up is not worth it."""
+        seconds = sum(map(self._scheduler.outlook.restore, victims))
+        if fresh and not (urgent or self._forced or self._scheduler.affords(seconds)):
+            return False
+        self._scheduler.spend(seconds)
+        for victim in victims:
+            self._evict(victim)
+        return True
 
     def _victims(self, standing: Standing) -> list[Job]:
         """Those behind whose cache is the cheapest to bring back, first."""
@@ -160,22 +168,3 @@ class Planning:
         if job.slot is None:
             raise ValueError(f"job {job.id} has no row")
         return job.slot
-
-
-def merge(first: Iterator[Entry] | list[Entry], second: Iterator[Entry]) -> Iterator[Entry]:
-    """Two orders as one; of equal places `first` goes first."""
-    first = iter(first)
-    one, other = next(first, None), next(second, None)
-    while one is not None and other is not None:
-        if one[0][:2] <= other[0][:2]:
-            yield one
-            one = next(first, None)
-        else:
-            yield other
-            other = next(second, None)
-    if one is not None:
-        yield one
-        yield from first
-    if other is not None:
-        yield other
-        yield from second

@@ -9,17 +9,18 @@ Every plan is followed by its `done`. Between the two jobs may be added and canc
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastserve.errors import DataError
+from fastserve.errors import ConfigError, DataError, choices
 from fastserve.generation.cache import NOTHING, Prefix, RowCache
 from fastserve.generation.fairness import Shares
 from fastserve.generation.job import Job, State
 from fastserve.generation.limits import Limits, Overloaded
-from fastserve.generation.lines import Lines, Standing
+from fastserve.generation.lines import Lines, Standing, merge
 from fastserve.generation.outlook import Outlook
 from fastserve.generation.planning import Planning
 from fastserve.generation.policies.base import Policy
@@ -30,6 +31,10 @@ from fastserve.plugins import POLICIES
 _NOTHING_SAID: Mapping[int, int] = {}
 _SPEED_SECONDS = 10.0
 _LONGEST_RETRY = 60
+_BUSY_BEFORE = 60.0
+"""Seconds that count as worked before the first step, so that a new scheduler may evict too."""
+_REVIEWED = 256
+"""Jobs that are looked at in each interval of `Guards.review` on average, at most."""
 
 
 @dataclass(slots=True)
@@ -72,13 +77,20 @@ class Scheduler:
         """Job that has not read its prompt yet to copies of it that wait for that; they are in no line either."""
         self.waiting_tokens = 0
         self.next_review = 0.0
-        self._speed = 0.0
+        self._late = math.inf
+        """When the first of those who wait will have waited for too long."""
+        self._speed = self._busy = self._restoring = 0.0
 
     @classmethod
     def create(cls, policy: str, limits: Limits, cost: StepCost, **options: Any) -> Scheduler:
         """With the policy of that name and its options; the batch is what the profile says is worth while."""
-        outlook = Outlook(cost, cost.best_batch(limits.slots))
-        return cls(limits, POLICIES.load(policy)(outlook, **options), outlook)
+        outlook = Outlook(cost, cost.best_batch(limits.slots), host=limits.host_blocks > 0)
+        make = POLICIES.load(policy)
+        known = list(inspect.signature(make).parameters)[1:]
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"policy {policy} has no option '{name}': {choices(name, known)}")
+        return cls(limits, make(outlook, **options), outlook)
 
     # -- who comes and goes
 
@@ -126,7 +138,7 @@ class Scheduler:
     def _enter(self, job: Job, now: float) -> None:
         """The job may be taken up from now on."""
         self.policy.arrive(job, self.find(job).tokens, now)
-        self.waiting.add(job)
+        self._line_up(job)
 
     def cancel(self, job_id: int) -> None:
         """The job ends, whatever state it is in; what it had is free for the next plan. Unknown ids are ignored."""
@@ -193,17 +205,40 @@ class Scheduler:
 
     def _review(self, now: float) -> None:
         """Whoever waited for too long becomes urgent; ranks that change with time are brought up to date."""
-        guards = self.limits.guards
-        self.next_review = (now // guards.review + 1) * guards.review
+        self.review_again(now)
+        if now >= self._late:
+            self._hurry(now - self.limits.guards.wait)
+        if self.policy.timed:
+            self.policy.review([*self.ready.jobs(), *self.waiting.jobs()], now)
+            self.ready.sort()
+            self.waiting.sort()
+
+    def review_again(self, now: float) -> None:
+        """The next review is at the next whole interval, which is longer where many have to be looked at."""
+        interval = self.limits.guards.review * (1 + (self.ready.count + self.waiting.count) // _REVIEWED)
+        self.next_review = (now // interval + 1) * interval
+
+    def _hurry(self, before: float) -> None:
+        """Those who have not run since `before` become urgent."""
+        self._late = math.inf
         for lines in (self.ready, self.waiting):
-            for job in [job for job in lines.jobs() if now - job.since >= guards.wait]:
-                lines.remove(job)
-                job.urgent, job.rank = True, job.since
-                self.urgent[job.id] = job
-            if self.policy.timed:
-                for job in lines.jobs():
-                    self.policy.review(job, now)
-                lines.sort()
+            for job in list(lines.jobs()):
+                if job.since <= before:
+                    lines.remove(job)
+                    job.urgent, job.rank = True, job.since
+                    self.urgent[job.id] = job
+                else:
+                    self._late = min(self._late, job.since + self.limits.guards.wait)
+
+    def _line_up(self, job: Job) -> None:
+        """The job waits in a line, with a cache or without."""
+        (self.waiting if job.state is State.WAITING else self.ready).add(job)
+        self._late = min(self._late, job.since + self.limits.guards.wait)
+
+    @property
+    def contended(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self.ready.count or self.waiting.count or self.urgent)
 
     def standing(self, job: Job) -> Standing:
         """Where the job stands among all."""
@@ -226,6 +261,15 @@ class Scheduler:
             or job.preemptions >= self.limits.guards.preemptions
             or self.outlook.ahead(job) <= self.outlook.restore(job)
         )
+
+    def affords(self, seconds: float) -> bool:
+        """Whether so much may be spent on bringing caches back that are evicted for the sake of others."""
+        share = self.limits.guards.restore
+        return self._restoring + seconds <= share * (self._busy + _BUSY_BEFORE)
+
+    def spend(self, seconds: float) -> None:
+        """It is spent."""
+        self._restoring += seconds
 
     def resident(self) -> Iterator[Job]:
         """All jobs that have a row."""
@@ -266,7 +310,7 @@ class Scheduler:
         if job.urgent:
             self.urgent[job.id] = job
         else:
-            (self.waiting if job.state is State.WAITING else self.ready).add(job)
+            self._line_up(job)
 
     def _run(self, job: Job, now: float) -> None:
         """The job takes part from this step on."""
@@ -336,6 +380,7 @@ class Scheduler:
     def _measure(self, step: Step, seconds: float) -> None:
         """Tokens a second, over the last steps."""
         self.counts.prompt_tokens += step.prompt
+        self._busy += seconds
         if seconds > 0:
             keep = math.exp(-seconds / _SPEED_SECONDS)
             self._speed = keep * self._speed + (1 - keep) * (step.prompt + step.decode) / seconds
@@ -350,14 +395,23 @@ class Scheduler:
         if step.prompt or len(step.works) != len(self.running):
             return 0
         limits = self.limits
-        room = self.cache.blocks_at_hand // len(self.running) * limits.block_size if self.running else 0
-        if not (self.ready.count or self.waiting.count or self.urgent):
-            return room
-        if len(self.running) < self.batch or self.shares.several:
+        running = self.running.values()
+        room = self.cache.blocks_at_hand // max(len(running), 1) * limits.block_size
+        most = min([room, *(self.policy.steady(job, seconds) for job in running)])
+        if not self.contended or most <= 0:
+            return max(most, 0)
+        if len(running) < self.batch or self.shares.several:
             return 0
         if not self.policy.preempts:
-            return room
-        quantum = [limits.guards.quantum - job.stint for job in self.running.values() if not job.urgent]
+            return most
+        foremost = self._foremost()
+        if any(self.standing(job) > foremost and not self.keeps_place(job) for job in running):
+            return 0  # somebody would have its place, but for memory that may be there in the next step
+        quantum = [limits.guards.quantum - job.stint for job in running if not job.urgent]
         protected = min((left for left in quantum if left > 0), default=math.inf) / seconds
-        ranks = min(self.policy.steady(job, seconds) for job in self.running.values())
-        return max(int(min(room, protected, ranks)), 0)
+        return int(min(most, protected))
+
+    def _foremost(self) -> Standing:
+        """Where the first of those who wait stands."""
+        urgent = sorted((self.standing(job), job) for job in self.urgent.values())
+        return next(merge(urgent, merge(self.ready.ordered(), self.waiting.ordered())))[0]

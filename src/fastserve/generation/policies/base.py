@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 
 from fastserve.generation.job import Job
@@ -20,7 +21,7 @@ class Policy(Protocol):
     preempts: bool
     """Whether a job that waits may take the place of one that runs."""
     timed: bool
-    """Whether ranks of jobs that wait change with time: `review` is called for each of them every so often."""
+    """Whether ranks of jobs that wait change with time: `review` is called every so often."""
 
     def arrive(self, job: Job, cached: int, now: float) -> None:
         """A new job, of whose prompt `cached` tokens need not be read."""
@@ -30,8 +31,8 @@ class Policy(Protocol):
         """The job was part of steps of so many seconds."""
         ...
 
-    def review(self, job: Job, now: float) -> None:
-        """The job waits."""
+    def review(self, jobs: Collection[Job], now: float) -> None:
+        """These are all that wait, but for urgent ones."""
         ...
 
     def steady(self, job: Job, seconds: float) -> int:
@@ -51,7 +52,7 @@ class Plain:
     def charge(self, job: Job, seconds: float, now: float) -> None:
         pass
 
-    def review(self, job: Job, now: float) -> None:
+    def review(self, jobs: Collection[Job], now: float) -> None:
         pass
 
     def steady(self, job: Job, seconds: float) -> int:

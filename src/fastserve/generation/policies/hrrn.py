@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from fastserve.generation.job import Job
 from fastserve.generation.policies.base import Plain
 
@@ -16,7 +18,8 @@ class Hrrn(Plain):
 
     def arrive(self, job: Job, cached: int, now: float) -> None:
         job.level = max(job.unread - cached, 1)
-        self.review(job, now)
+        self.review([job], now)
 
-    def review(self, job: Job, now: float) -> None:
-        job.rank = -max(now - job.arrival, 0.0) / self.outlook.cost.read(job.level)
+    def review(self, jobs: Collection[Job], now: float) -> None:
+        for job in jobs:
+            job.rank = -max(now - job.arrival, 0.0) / self.outlook.cost.read(job.level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from fastserve.generation.job import Job
 from fastserve.generation.outlook import Outlook
@@ -38,9 +39,10 @@ class SkipJoinMlfq(Plain):
         if job.used >= self._quantum(job):
             self._enter(job, job.level + 1, now)
 
-    def review(self, job: Job, now: float) -> None:
-        if job.level and now - job.since >= self.starved:
-            self._enter(job, 0, now)
+    def review(self, jobs: Collection[Job], now: float) -> None:
+        for job in jobs:
+            if job.level and now - job.since >= self.starved:
+                self._enter(job, 0, now)
 
     def steady(self, job: Job, seconds: float) -> int:
         return int((self._quantum(job) - job.used) / seconds) if job.level < self.levels else FOREVER
