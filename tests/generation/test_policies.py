@@ -66,6 +66,8 @@ def test_an_arrival_joins_the_level_whose_quantum_covers_its_prompt() -> None:
         new = job(number, prompt=prompt)
         scheduler.add(new)
         assert new.level == expected, prompt
+    assert scheduler.levels() == {0: 2, 1: 2, 2: 1, 4: 1}
+    assert make("boost").levels() == {}
 
 
 def test_who_used_up_its_quantum_makes_room_for_others() -> None:

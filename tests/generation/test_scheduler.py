@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from schedules import COST, Machine, job, make
 
-from fastserve.errors import ConfigError, DataError
+from fastserve.errors import ConfigError, DataError, Overloaded
 from fastserve.generation.job import State
-from fastserve.generation.limits import Guards, Limits, Overloaded
+from fastserve.generation.limits import Guards, Limits
 from fastserve.generation.step import Place, SwapIn, SwapOut
 
 

@@ -117,6 +117,10 @@ class RowCache:
             self._reserve(row, need + row.blocks)
         return True
 
+    def holds(self, job: Job, tokens: int) -> bool:
+        """Whether the row that the job has is long enough as it is."""
+        return job.slot is not None and self.rows[job.slot].blocks * self.limits.block_size >= tokens
+
     def need(self, job: Job, tokens: int) -> int:
         """Blocks that are missing for `tokens` in the job's row."""
         return max(self.limits.blocks_of(tokens) - self._row(job).blocks, 0)

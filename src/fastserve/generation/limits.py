@@ -6,14 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from fastserve.errors import ConfigError
-
-
-class Overloaded(Exception):
-    """The queue is full. retry_after: whole seconds until there should be room, from the measured rate."""
-
-    def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
+from fastserve.errors import Overloaded as Overloaded
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,8 @@ class Planning:
     def _grow(self, standing: Standing, job: Job) -> bool:
         """Room for the next token in the job's row."""
         tokens = job.length + self._limits.drafts
+        if self._cache.holds(job, tokens):
+            return True
         return self._cache.grow(job, tokens) or (
             self._make_room(standing, self._cache.need(job, tokens), rows=0) and self._cache.grow(job, tokens)
         )
@@ -122,6 +124,8 @@ class Planning:
         blocks, rows = blocks - cache.blocks_at_hand, rows - cache.rows_at_hand
         if blocks <= 0 and rows <= 0:
             return True
+        if wanted and not (standing[0] < 0 or self._forced or self._scheduler.pace.affords(0.0)):
+            return False
         chosen = []
         for victim in self._victims(standing):
             chosen.append(victim)
@@ -133,9 +137,9 @@ class Planning:
     def _evict_all(self, victims: list[Job], *, fresh: bool, urgent: bool) -> bool:
         """False, and nobody evicted, where a job that is to be taken up is not worth it."""
         seconds = sum(map(self._scheduler.outlook.restore, victims))
-        if fresh and not (urgent or self._forced or self._scheduler.affords(seconds)):
+        if fresh and not (urgent or self._forced or self._scheduler.pace.affords(seconds)):
             return False
-        self._scheduler.spend(seconds)
+        self._scheduler.pace.restoring += seconds
         for victim in victims:
             self._evict(victim)
         return True

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from fastserve.errors import ConfigError, DataError, choices
+from fastserve.errors import ConfigError, DataError, Overloaded, choices
 from fastserve.generation.cache import NOTHING, Prefix, RowCache
+from fastserve.generation.counts import Counts, Pace
 from fastserve.generation.fairness import Shares
 from fastserve.generation.job import Job, State
-from fastserve.generation.limits import Limits, Overloaded
-from fastserve.generation.lines import Lines, Standing, merge
+from fastserve.generation.limits import Limits
+from fastserve.generation.lines import Lines, Standing
 from fastserve.generation.outlook import Outlook
 from fastserve.generation.planning import Planning
 from fastserve.generation.policies.base import Policy
@@ -29,33 +30,8 @@ from fastserve.generation.step_cost import StepCost
 from fastserve.plugins import POLICIES
 
 _NOTHING_SAID: Mapping[int, int] = {}
-_SPEED_SECONDS = 10.0
-_LONGEST_RETRY = 60
-_BUSY_BEFORE = 60.0
-"""Seconds that count as worked before the first step, so that a new scheduler may evict too."""
 _REVIEWED = 256
 """Jobs that are looked at in each interval of `Guards.review` on average, at most."""
-
-
-@dataclass(slots=True)
-class Counts:
-    """Since the start. added = finished + cancelled + jobs that are there; refused ones were never added."""
-
-    added: int = 0
-    finished: int = 0
-    cancelled: int = 0
-    refused: int = 0
-    steps: int = 0
-    preemptions: int = 0
-    """How often a job that ran had to wait although it could have gone on."""
-    swapped_tokens: int = 0
-    """To host memory, and back again."""
-    recomputed_tokens: int = 0
-    """Read again after their cache was dropped."""
-    reused_tokens: int = 0
-    """Of prompts, whose cache was there already."""
-    prompt_tokens: int = 0
-    written_tokens: int = 0
 
 
 class Scheduler:
@@ -79,7 +55,7 @@ class Scheduler:
         self.next_review = 0.0
         self._late = math.inf
         """When the first of those who wait will have waited for too long."""
-        self._speed = self._busy = self._restoring = 0.0
+        self.pace = Pace(limits.guards.restore)
 
     @classmethod
     def create(cls, policy: str, limits: Limits, cost: StepCost, **options: Any) -> Scheduler:
@@ -106,7 +82,7 @@ class Scheduler:
             self.counts.refused += 1
             raise Overloaded(
                 f"the queue has {self.waiting_tokens:,} tokens of at most {self.limits.max_waiting_tokens:,.0f}",
-                self.retry_after(self.waiting_tokens + job.claim - self.limits.max_waiting_tokens),
+                self.pace.retry_after(self.waiting_tokens + job.claim - self.limits.max_waiting_tokens),
             )
         self.waiting_tokens += job.claim
         self.counts.added += 1
@@ -262,15 +238,6 @@ class Scheduler:
             or self.outlook.ahead(job) <= self.outlook.restore(job)
         )
 
-    def affords(self, seconds: float) -> bool:
-        """Whether so much may be spent on bringing caches back that are evicted for the sake of others."""
-        share = self.limits.guards.restore
-        return self._restoring + seconds <= share * (self._busy + _BUSY_BEFORE)
-
-    def spend(self, seconds: float) -> None:
-        """It is spent."""
-        self._restoring += seconds
-
     def resident(self) -> Iterator[Job]:
         """All jobs that have a row."""
         for job in (*self.running.values(), *self.ready.jobs(), *self.urgent.values()):
@@ -345,7 +312,8 @@ class Scheduler:
         """The step took so long. sampled: job to tokens that it wrote, where that is not 1; ended: jobs whose text is
         complete (those with max_tokens written end by themselves). Jobs that were cancelled meanwhile are left out."""
         works = [work for work in step.works if work.job.state is State.RUNNING]
-        self._measure(step, seconds)
+        self.pace.measure(step, seconds)
+        self.counts.prompt_tokens += step.prompt
         decoding = max(seconds - self.outlook.cost.read(step.prompt), 0.0) / max(step.decode, 1)
         for work in works:
             job = work.job
@@ -377,41 +345,6 @@ class Scheduler:
         self.counts.finished += 1
         self._remove(job)
 
-    def _measure(self, step: Step, seconds: float) -> None:
-        """Tokens a second, over the last steps."""
-        self.counts.prompt_tokens += step.prompt
-        self._busy += seconds
-        if seconds > 0:
-            keep = math.exp(-seconds / _SPEED_SECONDS)
-            self._speed = keep * self._speed + (1 - keep) * (step.prompt + step.decode) / seconds
-
-    def retry_after(self, tokens: float) -> int:
-        """Whole seconds until the queue should have room for so many tokens more than now."""
-        return max(1, min(math.ceil(tokens / max(self._speed, 1e-9)), _LONGEST_RETRY))
-
-    def steady(self, step: Step, seconds: float) -> int:
-        """After `done(step)`: how many more steps of at most `seconds`, a token a job, are certainly planned alike,
-        until a job comes or ends or `next_review`."""
-        if step.prompt or len(step.works) != len(self.running):
-            return 0
-        limits = self.limits
-        running = self.running.values()
-        room = self.cache.blocks_at_hand // max(len(running), 1) * limits.block_size
-        most = min([room, *(self.policy.steady(job, seconds) for job in running)])
-        if not self.contended or most <= 0:
-            return max(most, 0)
-        if len(running) < self.batch or self.shares.several:
-            return 0
-        if not self.policy.preempts:
-            return most
-        foremost = self._foremost()
-        if any(self.standing(job) > foremost and not self.keeps_place(job) for job in running):
-            return 0  # somebody would have its place, but for memory that may be there in the next step
-        quantum = [limits.guards.quantum - job.stint for job in running if not job.urgent]
-        protected = min((left for left in quantum if left > 0), default=math.inf) / seconds
-        return int(min(most, protected))
-
-    def _foremost(self) -> Standing:
-        """Where the first of those who wait stands."""
-        urgent = sorted((self.standing(job), job) for job in self.urgent.values())
-        return next(merge(urgent, merge(self.ready.ordered(), self.waiting.ordered())))[0]
+    def levels(self) -> dict[int, int]:
+        """Of a policy with levels: how many jobs are in each that has any."""
+        return dict(Counter(job.level for job in self.jobs.values())) if self.policy.has_levels else {}

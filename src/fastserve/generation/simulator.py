@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastserve.errors import DataError
+from fastserve.errors import DataError, Overloaded
+from fastserve.generation.counts import Counts
 from fastserve.generation.job import Job
-from fastserve.generation.limits import Limits, Overloaded
-from fastserve.generation.scheduler import Counts, Scheduler
+from fastserve.generation.limits import Limits
+from fastserve.generation.scheduler import Scheduler
+from fastserve.generation.steady import steady_steps
 from fastserve.generation.step import Step, Work
 from fastserve.generation.step_cost import StepCost
 from fastserve.generation.traces import Request, scaled
@@ -129,7 +131,7 @@ class Simulation:
         count, cached = len(jobs), sum(job.length for job in jobs)
         slowest = self.cost.step(count, 0, cached + count * _MOST_JUMPED)
         left = min(self.requests[job.id].output - job.written for job in jobs) - 1
-        most = min(left, self.scheduler.steady(step, slowest), _MOST_JUMPED)
+        most = min(left, steady_steps(self.scheduler, step, slowest), _MOST_JUMPED)
         until = self.requests[self._next].arrival if self._next < len(self.requests) else float("inf")
         if self.scheduler.contended:
             until = min(until, self.scheduler.next_review)

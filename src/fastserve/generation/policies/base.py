@@ -22,6 +22,8 @@ class Policy(Protocol):
     """Whether a job that waits may take the place of one that runs."""
     timed: bool
     """Whether ranks of jobs that wait change with time: `review` is called every so often."""
+    has_levels: bool
+    """Whether `job.level` is a level of a queue, to be counted."""
 
     def arrive(self, job: Job, cached: int, now: float) -> None:
         """A new job, of whose prompt `cached` tokens need not be read."""
@@ -45,6 +47,7 @@ class Plain:
 
     preempts = False
     timed = False
+    has_levels = False
 
     def __init__(self, outlook: Outlook) -> None:
         self.outlook = outlook

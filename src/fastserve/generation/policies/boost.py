@@ -42,8 +42,9 @@ class Boost(Plain):
         waiting = sum(job.used for job in jobs)
         if waiting >= self._kept(now):
             self._peak, self._peak_time = waiting, now
+        horizon = self.horizon(now)
         for job in jobs:
-            self._rank(job, now)
+            _rank(job, horizon)
 
     def steady(self, job: Job, seconds: float) -> int:
         return job.level - job.written - 1
@@ -59,8 +60,8 @@ class Boost(Plain):
         """Expect the job's work anew; `level` is how much it will have written when that changes next."""
         job.level = job.written + max(steps_to_next(job.written), 1)
         job.used = self.outlook.ahead(job, cached)
-        self._rank(job, now)
+        _rank(job, self.horizon(now))
 
-    def _rank(self, job: Job, now: float) -> None:
-        horizon = self.horizon(now)
-        job.rank = job.arrival + horizon * math.log(-math.expm1(-job.used / horizon))
+
+def _rank(job: Job, horizon: float) -> None:
+    job.rank = job.arrival + horizon * math.log(-math.expm1(-job.used / horizon))

@@ -24,6 +24,7 @@ class SkipJoinMlfq(Plain):
 
     preempts = True
     timed = True
+    has_levels = True
 
     def __init__(self, outlook: Outlook, starved: float = 60.0, levels: int = 16) -> None:
         super().__init__(outlook)
