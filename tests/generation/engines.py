@@ -80,7 +80,9 @@ def ids(outputs: Sequence[Output]) -> list[int]:
 
 
 def engine_of(kind: str = "decoder", *, eos: Sequence[int] = (), **options: Any) -> Engine:
-    return Engine(network_of(kind), None, EngineOptions(**{"precision": "float32", **options}), eos=eos)
+    return Engine(
+        network_of(kind), None, EngineOptions(**{"precision": "float32", "profile_seconds": 0, **options}), eos=eos
+    )
 
 
 def greedy(tokens: int = 20) -> Sampling:

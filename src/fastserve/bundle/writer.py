@@ -1,4 +1,4 @@
-"""From a prompt or a conversation to text: the writing pipeline, the network, an engine or the plain loop in a row."""
+"""From a prompt or a conversation to text: the writing pipeline, the network and the engine in a row."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Writer:
 
     def write(self, prompts: Sequence[Prompt], sampling: Sampling | None = None) -> list[Written]:
         """`sampling.n` texts for each prompt, in order."""
-        from fastserve.generation.reference import generate
+        from fastserve.generation.batch import generate
         from fastserve.generation.sampling import Sampling
 
         ids = [self.pipeline.ask(prompt).tolist() for prompt in prompts]

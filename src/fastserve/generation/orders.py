@@ -93,6 +93,9 @@ class EngineOptions(Section):
     loss_rise: Annotated[float, Field(gt=0)] = Field(
         0.02, description="share by which the loss on given texts may rise by the precision; above it that is refused"
     )
+    profile_seconds: Annotated[float, Field(ge=0)] = Field(
+        2.0, description="most that is spent at start on measuring how long steps take; 0: figures of another machine"
+    )
     speculation: Annotated[int, Field(ge=0)] | Auto = Field(
         "auto", description="tokens guessed ahead from what was read before, where the text repeats itself; 0: none"
     )

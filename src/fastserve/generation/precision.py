@@ -67,7 +67,7 @@ def linear_of(weight: Tensor, bias: Tensor | None, precision: Precision) -> Line
 
 def _half(weight: Tensor, bias: Tensor | None) -> Linear:
     """Weights of 16 bits, products and sums of 32."""
-    largest = float(weight.abs().max())
+    largest = float(weight.detach().abs().max())
     if not largest < LARGEST_HALF:
         raise ConfigError(f"a weight of {largest:.3g} does not fit into 16 bits: use precision float32")
     packed = torch.ops.quantized.linear_prepack_fp16(weight.detach().float(), _floats(bias))

@@ -15,9 +15,10 @@ from fastserve.generation.limits import Limits
 from fastserve.generation.network import Decodes
 from fastserve.generation.orders import EngineOptions
 from fastserve.generation.precision import Precision, lighter, pick, unwrapped
+from fastserve.generation.profile import profile
 from fastserve.generation.runner import Part, Runner
 from fastserve.generation.scheduler import Scheduler
-from fastserve.generation.step_cost import SMALL_DECODER, StepCost
+from fastserve.generation.step_cost import SMALL_DECODER
 from fastserve.models.causal import CausalNetwork
 
 SLOTS = 64
@@ -97,9 +98,8 @@ class Setup:
             max_waiting_tokens=options.max_waiting_tokens,
         )
 
-    def cost(self) -> StepCost:
-        return SMALL_DECODER
-
     def scheduler(self) -> Scheduler:
-        with torch.inference_mode():
-            return Scheduler.create(self.options.policy, self.limits(), self.cost())
+        limits = self.limits()
+        seconds = self.options.profile_seconds
+        cost = profile(self.fast, limits.slots, seconds=seconds) if seconds else SMALL_DECODER
+        return Scheduler.create(self.options.policy, limits, cost)
