@@ -1,6 +1,6 @@
 """What diloco loses and saves beside ddp: the loss on validation rows and the bytes sent, over several seeds.
 
-    python benchmarks/diloco.py DATA [--seeds 3] [--workers 2] [--inner-steps 50] [KEY.PATH=VALUE]...
+    python benchmarks/diloco.py DATA [--seeds 3] [--workers 2] [--inner-steps 25] [KEY.PATH=VALUE]...
 
 For each seed one `fastserve train` with either strategy and the same rows in the same order. Both are evaluated after
 the same steps, which are multiples of the steps between two exchanges, so that an evaluation adds none. Compared are
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--inner-steps", type=int, default=50)
+    parser.add_argument("--inner-steps", type=int, default=25)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("words", nargs="*", metavar="KEY.PATH=VALUE")
     options = parser.parse_intermixed_args()

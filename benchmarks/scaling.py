@@ -81,7 +81,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--strategies", default="ddp,fsdp,diloco")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=6)
-    parser.add_argument("--inner-steps", type=int, default=50, help="steps of diloco between two exchanges")
+    parser.add_argument("--inner-steps", type=int, default=25, help="steps of diloco between two exchanges")
     parser.add_argument("--link", type=float, help="Mbit/s between hosts; without it all workers are on this machine")
     parser.add_argument("--latency", type=float, default=20.0, help="ms between hosts, one way")
     parser.add_argument("words", nargs="*", metavar="KEY.PATH=VALUE")

@@ -41,6 +41,7 @@ def main(out: Path) -> None:
         "every-step": start(world, out / "b", "diloco", plainly, **PLAIN),
         "seldom": start(world, out / "c", "diloco", seldom),
         "bf16": start(world, out / "d", "diloco", {**seldom, "compression": "bf16"}),
+        "int8": start(world, out / "f", "diloco", {**seldom, "compression": "int8"}),
     }
     sent = {}
     for name, run in cases.items():
