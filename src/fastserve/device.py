@@ -107,13 +107,33 @@ def free_memory(place: torch.device) -> int | None:
     return min(amounts, default=None)
 
 
-def _available() -> int | None:
+def allowed_memory() -> int | None:
+    """Bytes that the limits of this process (`ulimit -d` and `-v`) leave it, of addresses; None without a limit."""
     try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-    except OSError:
+        import resource
+    except ImportError:  # not on Windows
         return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None
+    used = _amounts(Path("/proc/self/status"))
+    limits = {
+        "VmData": resource.getrlimit(resource.RLIMIT_DATA)[0],
+        "VmSize": resource.getrlimit(resource.RLIMIT_AS)[0],
+    }
+    left = [most - used.get(name, 0) for name, most in limits.items() if most != resource.RLIM_INFINITY]
+    return min(left, default=None)
+
+
+def _available() -> int | None:
+    return _amounts(Path("/proc/meminfo")).get("MemAvailable")
+
+
+def _amounts(path: Path) -> dict[str, int]:
+    """Bytes by name, of a file of the kernel that says `Name:  123 kB`; empty where there is none."""
+    try:
+        lines = path.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return {}
+    words = [line.split() for line in lines if line.endswith(" kB")]
+    return {name.rstrip(":"): int(amount) * 1024 for name, amount, _ in words}
 
 
 def _cgroup_memory() -> int | None:

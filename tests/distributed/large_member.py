@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,8 @@ from fastserve.config import DistributedConfig
 from fastserve.distributed.world import World
 from fastserve.training.loop import TrainingRun
 
+SCARCE = 3 << 30
+"""Bytes that a worker may have: more than it needs, and so little that what is freed goes back to the system."""
 SMALL = {"dropout": 0.0, "layers": 1, "dim": 16, "heads": 2, "feedforward": 16}
 LARGE = {"dropout": 0.0, "layers": 10, "dim": 640, "heads": 4, "feedforward": 2560}
 
@@ -41,6 +44,7 @@ def memory(name: str) -> int:
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_DATA, (SCARCE, SCARCE))
     world = World.join(torch.device("cpu"), 60)
     train(start(SMALL, world, out / "small"))  # what the first step imports is not counted
     Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on

@@ -82,6 +82,20 @@ def test_fsdp_waits_for_each_block() -> None:
     assert on_devices.sent == pytest.approx(found.sent - 0.5 * WORK.dense)
 
 
+def test_fsdp_computes_more_than_others() -> None:
+    """It copies weights and gradients, which workers that share cores do in turns; and gathers by copying as well."""
+    more = replace(WORK, sharding=0.02)
+    for workers, sharing in ((2, 1), (4, 2)):
+        place = Cluster(workers, workers, 2, FAST, FAST)
+        gain = estimate(more, place, "fsdp").compute - estimate(WORK, place, "fsdp").compute
+        assert gain == pytest.approx(0.02 * sharing)
+        assert estimate(more, place, "ddp") == estimate(WORK, place, "ddp")
+    assert estimate(more, cluster(1), "fsdp").step == estimate(more, cluster(1), "ddp").step
+    slow = replace(FAST, gathering=3.0)
+    copied, plain = (all_gather(1e9, Cluster(2, 2, 2, link, link)).seconds for link in (slow, FAST))
+    assert copied - plain == pytest.approx(2 * 0.5e9 / FAST.bandwidth)
+
+
 def test_workers_that_share_cores_exchange_more_slowly() -> None:
     """Inside a machine an exchange is work of its cores, which hides nothing; on a wire it is waiting."""
     two, four = (estimate(WORK, Cluster(n, n, 2, FAST, FAST), "ddp") for n in (2, 4))

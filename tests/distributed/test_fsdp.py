@@ -12,7 +12,9 @@ from processes import run_workers
 from test_several_workers import assert_close
 from torch import nn
 
-from fastserve.distributed.fsdp import blocks
+from fastserve import device
+from fastserve.distributed.fsdp import Fsdp, FsdpOptions, blocks
+from fastserve.distributed.world import World
 from fastserve.models import NetworkShape, build
 
 LARGE_MEMBER = str(Path(__file__).with_name("large_member.py"))
@@ -36,6 +38,20 @@ def test_the_command_gives_the_model_of_one_worker(tmp_path: Path) -> None:
     assert {name: value.shape for name, value in two.items()} == {name: value.shape for name, value in one.items()}
     assert_close(two, one)
     assert "Warning" not in said
+
+
+@pytest.mark.parametrize(
+    ("free", "allowed", "short"),
+    [(None, None, False), (10**6, None, False), (1_000, None, True), (10**6, 1_000, True), (10**6, 10**6, False)],
+)
+def test_freed_memory_is_kept_where_there_is_enough(
+    free: int | None, allowed: int | None, short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights take 800 bytes; each of two workers of this machine has half of what is free."""
+    monkeypatch.setattr(device, "free_memory", lambda _: free)
+    monkeypatch.setattr(device, "allowed_memory", lambda: allowed)
+    strategy = Fsdp(FsdpOptions(), World(0, 2, 0, 2))
+    assert strategy._short_of_memory(nn.Linear(200, 1, bias=False)) is short
 
 
 def test_blocks_are_what_computes_as_a_whole() -> None:

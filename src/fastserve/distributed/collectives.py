@@ -30,14 +30,21 @@ class Gather(DefaultAllGather):
 
 
 class Scatter(DefaultReduceScatter):
-    """Adds gradients up; each worker keeps the sum of its shard."""
+    """Adds gradients up; each worker keeps the sum of its shard.
+
+    gloo sums the whole for everybody whatever it is asked for, and its reduce-scatter takes 2 to 2.5 times as long as
+    its all-reduce of the same bytes.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
 
     def __call__(
         self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
-    ) -> dist.Work:
+    ) -> Any:
         self.world.traffic.scattered("gradients", input_tensor.nbytes)
         with self.world.doing("gradients"):
-            return super().__call__(output_tensor, input_tensor, group, op, async_op)
+            if input_tensor.device.type != "cpu":
+                return super().__call__(output_tensor, input_tensor, group, op, async_op)
+            dist.all_reduce(input_tensor, op, group)
+            return output_tensor.copy_(input_tensor.view(dist.get_world_size(group), -1)[dist.get_rank(group)])

@@ -18,8 +18,10 @@ from fastserve.errors import ConfigError
 
 UNITS = {"bit": 1 / 8, "bits": 1 / 8, "bps": 1 / 8, "b": 1.0}
 PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
-INNER_STEPS = 50
+INNER_STEPS = 25
 """Of diloco, between two exchanges."""
+MOVEMENT = (1 + 4 / 256) / 4
+"""Of the weights' bytes, what a movement of diloco travels as."""
 PROCESS_BYTES = 300 << 20
 """A worker with torch and no model."""
 TABLE_COPIES = 4
@@ -36,10 +38,12 @@ HANDSHAKE = 2
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Between two workers, one way. bandwidth: bytes of payload a second; latency: seconds."""
+    """Between two workers, one way. bandwidth: bytes of payload a second; latency: seconds. gathering: times as long as
+    its bytes say an all-gather takes, where copies and not the wire are what lasts."""
 
     bandwidth: float
     latency: float
+    gathering: float = 1.0
 
     @classmethod
     def parse(cls, bandwidth: str, latency: str = "50us") -> Link:
@@ -74,7 +78,8 @@ class Work:
     table_row: bytes of row-sparse gradients that travel for each text. dense_state: bytes of weights, gradients,
     optimizer and copies of the parameters that can be sharded. tables: bytes of the tables' weights. largest: bytes of
     the weights that are whole at a time. activations: bytes a row. blocks: parts of the network that fsdp exchanges one
-    by one; in_blocks: bytes of their weights, among `dense`.
+    by one; in_blocks: bytes of their weights, among `dense`. sharding: seconds that fsdp computes in a step besides,
+    whatever the rows: it copies weights and gradients together and apart.
     """
 
     rows: int
@@ -88,6 +93,7 @@ class Work:
     activations: float
     blocks: int = 0
     in_blocks: int = 0
+    sharding: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,11 +186,11 @@ class Exchange:
 def estimate(work: Work, cluster: Cluster, strategy: str, *, inner_steps: int = INNER_STEPS) -> Estimate:
     """Time, traffic and memory of `strategy`: ddp, fsdp or diloco."""
     workers = cluster.workers
-    compute = (work.fixed + work.per_row * work.rows / workers) * cluster.slowdown
+    own = work.sharding if strategy == "fsdp" and workers > 1 else 0.0
+    compute = (work.fixed + work.per_row * work.rows / workers + own) * cluster.slowdown
     dense, rest = Exchange(), Exchange()
     if workers > 1 and strategy == "diloco":
-        whole = (work.dense + work.tables) / 2  # in bfloat16
-        rest = all_reduce(whole, cluster) * (1 / inner_steps)
+        rest = all_reduce((work.dense + work.tables) * MOVEMENT, cluster) * (1 / inner_steps)
     elif workers > 1:
         dense = _sharded(work, cluster) if strategy == "fsdp" else all_reduce(work.dense, cluster)
         rest = _rows(work, cluster)
@@ -218,7 +224,7 @@ def all_reduce(size: float, cluster: Cluster) -> Exchange:
 
 def all_gather(size: float, cluster: Cluster) -> Exchange:
     """All workers together have `size` bytes that each wants."""
-    return _exchange(size, cluster, 1)
+    return _exchange(size, cluster, 1, cluster.slowest.gathering)
 
 
 def reduce_scatter(size: float, cluster: Cluster) -> Exchange:
@@ -226,12 +232,13 @@ def reduce_scatter(size: float, cluster: Cluster) -> Exchange:
     return _exchange(size, cluster, 2 if cluster.gloo else 1)
 
 
-def _exchange(size: float, cluster: Cluster, rounds: int) -> Exchange:
-    """rounds: how often what there is goes around, along a ring while that is short, else along a tree."""
+def _exchange(size: float, cluster: Cluster, rounds: int, longer: float = 1.0) -> Exchange:
+    """rounds: how often what there is goes around, along a ring while that is short, else along a tree. longer: times
+    that bytes take."""
     others, link = cluster.workers - 1, cluster.slowest
     messages = rounds * min(others, 2 * math.ceil(math.log2(cluster.workers)))
     sent = rounds * others / cluster.workers * size
-    seconds = messages * (HANDSHAKE if cluster.gloo else 1) * link.latency + sent / link.bandwidth
+    seconds = messages * (HANDSHAKE if cluster.gloo else 1) * link.latency + longer * sent / link.bandwidth
     return Exchange(seconds * (cluster.sharing if cluster.copies else 1.0), sent)
 
 

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 from fastserve.distributed.cost import HANDSHAKE, Link
@@ -47,33 +49,41 @@ def measure_inside() -> Link:
     if pair[0].returncode:
         raise TrainingError(f"two workers of this machine cannot exchange: {said.strip().splitlines()[-1:]}")
     found = json.loads(out)
-    return Link(found["bandwidth"], found["latency"])
+    return Link(found["bandwidth"], found["latency"], found["gathering"])
 
 
 def main(rank: int, port: int) -> None:
-    """Exchange with the other one; the first prints what it found. An all-reduce of two is two messages each way, and
-    each has half of what is summed."""
+    """Exchange with the other one; the first prints what it found.
+
+    An all-reduce of two is two messages each way, and each has half of what is summed. An all-gather is one, and each
+    has half of what is put together.
+    """
     import torch
     import torch.distributed as dist
     from torch._C._distributed_c10d import TCPStore
+    from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
 
     torch.set_num_threads(1)
     store = TCPStore("127.0.0.1", port, 2, rank == 0, timeout=timedelta(seconds=SECONDS))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=SECONDS))
-    small, large = (_median_seconds(torch.ones(size)) for size in (SMALL, LARGE))
+    small, large = (_median_seconds(dist.all_reduce, torch.ones(size)) for size in (SMALL, LARGE))
+    whole, own = torch.empty(LARGE), torch.ones(LARGE // 2)
+    gathered = _median_seconds(
+        functools.partial(DefaultAllGather(), group=dist.distributed_c10d._get_default_group()), whole, own
+    )
     if rank == 0:
-        print(json.dumps({"latency": small / 2 / HANDSHAKE, "bandwidth": 4 * LARGE / max(large - small, 1e-9)}))
+        latency, second = small / 2 / HANDSHAKE, max(large - small, 1e-9)  # for the bytes that either sends
+        longer = max((gathered - HANDSHAKE * latency) / (second / 2), 1.0)
+        print(json.dumps({"latency": latency, "bandwidth": 4 * LARGE / second, "gathering": longer}))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _median_seconds(tensor: object) -> float:
-    import torch.distributed as dist
-
+def _median_seconds(exchange: Callable[..., object], *tensors: object) -> float:
     times = []
     for _ in range(TIMES):
         start = time.perf_counter()
-        dist.all_reduce(tensor)
+        exchange(*tensors)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 

@@ -6,6 +6,7 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar, cast
@@ -90,13 +91,12 @@ class World:
         """
         import torch.distributed as dist
 
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         rank, size, local_rank, local_size = (int(os.environ[name]) for name in names)
         world = cls(rank, size, local_rank, local_size, device, pulse or Pulse(), timeout_seconds)
         with world.doing("meeting"):
             if not dist.is_initialized():
-                dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+                dist.init_process_group(_backend(device), timeout=timedelta(seconds=timeout_seconds))
         return world
 
     def leave(self) -> None:
@@ -203,3 +203,20 @@ class World:
 
 
 ALONE = World()
+
+
+@contextmanager
+def alone_in_group(device: torch.device) -> Iterator[None]:
+    """While entered, this process is a group of its own: what needs a group works without other workers."""
+    import torch.distributed as dist
+    from torch._C._distributed_c10d import HashStore
+
+    dist.init_process_group(_backend(device), store=HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _backend(device: torch.device) -> str:
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Iterable
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fastserve.distributed.cost import Work
-from fastserve.distributed.fsdp import blocks
+from fastserve.distributed.fsdp import Fsdp, FsdpOptions, blocks
+from fastserve.distributed.world import World, alone_in_group
 from fastserve.training.activations import watching
 from fastserve.training.groups import use_sparse_gradients
 from fastserve.training.loop import TrainingRun
@@ -35,6 +37,7 @@ def measure(run: TrainingRun) -> Work:
     dense = [p for name, p in named.items() if name not in tables and p.requires_grad]
     gathered = [_bytes(p for p in block.parameters() if p.requires_grad) for block in blocks(run.network)]
     copies = 2 if run.average.weights is None else 3  # the best weights, their average
+    sharding = _sharding(run, plan) if dense else 0.0
     return Work(
         rows=batch,
         fixed=max(float(fixed), 0.0),
@@ -47,17 +50,41 @@ def measure(run: TrainingRun) -> Work:
         activations=_activations(run, plan[0]) / batch,
         blocks=len(gathered),
         in_blocks=sum(gathered),
+        sharding=sharding,
     )
 
 
 def _seconds(run: TrainingRun, plan: list[LongArray], part: int) -> float:
-    times = []
-    for number in range(TIMES + 1):
-        rows = plan[number % len(plan)][::part]
-        start = time.perf_counter()
-        run.step(run.train.batch(rows))
-        times.append(time.perf_counter() - start)
+    times = [_step(run, plan[number % len(plan)][::part]) for number in range(TIMES + 1)]
     return statistics.median(times[1:])
+
+
+def _step(run: TrainingRun, rows: LongArray) -> float:
+    """Seconds of a step."""
+    start = time.perf_counter()
+    run.step(run.train.batch(rows))
+    return time.perf_counter() - start
+
+
+def _sharding(run: TrainingRun, plan: list[LongArray]) -> float:
+    """Seconds of a step that fsdp takes in a group of one worker, above those of `run`: the two take turns."""
+    with alone_in_group(run.device):
+        sharded = TrainingRun(
+            copy.deepcopy(run.network),
+            run.task,
+            run.settings,
+            train=run.train,
+            plan=run.plan,
+            validation=run.validation,
+            validation_batches=run.validation_batches,
+            device=run.device,
+            precision=run.computing.precision,
+            folder=run.checkpoints.shelf.folder,
+            strategy=Fsdp(FsdpOptions(), World(device=run.device)),
+        )
+        chosen = [plan[number % len(plan)][:: PARTS[-1]] for number in range(TIMES + 1)]
+        more = [_step(sharded, rows) - _step(run, rows) for rows in chosen]
+    return max(statistics.median(more[1:]), 0.0)
 
 
 def _bytes(parameters: Iterable[nn.Parameter]) -> int:
