@@ -81,7 +81,10 @@ def ids(outputs: Sequence[Output]) -> list[int]:
 
 def engine_of(kind: str = "decoder", *, eos: Sequence[int] = (), **options: Any) -> Engine:
     return Engine(
-        network_of(kind), None, EngineOptions(**{"precision": "float32", "profile_seconds": 0, **options}), eos=eos
+        network_of(kind),
+        None,
+        EngineOptions(**{"precision": "float32", "profile_seconds": 0, "speculation": 0, **options}),
+        eos=eos,
     )
 
 

@@ -18,7 +18,7 @@ from fastserve.models.lora import LoraOptions, adapter_weights, add_adapters, lo
 
 pytest.importorskip("peft")
 PROMPTS = [[5, 17, 200], list(range(20, 50)), [9]]
-FULL = EngineOptions(precision="float32")
+FULL = EngineOptions(precision="float32", profile_seconds=0)
 
 
 def make(kind: str, folder: Path, *, rank: int, seed: int, targets: list[str] | None = None) -> Path:

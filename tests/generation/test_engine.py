@@ -115,7 +115,9 @@ def test_preempted_swapped_or_dropped_a_text_is_the_same(policy: str, cache_toke
 
 
 def test_texts_end_at_the_end_token_the_length_or_the_context() -> None:
-    engine = Engine(Reciter({3: 4, 4: 5, 5: 1, 6: 6}, 8), None, EngineOptions(precision="float32"), eos=[1])
+    engine = Engine(
+        Reciter({3: 4, 4: 5, 5: 1, 6: 6}, 8), None, EngineOptions(precision="float32", profile_seconds=0), eos=[1]
+    )
     found = run(engine, orders_of([[3], [6], [6] * 35], greedy(9)))
     assert [(ids(outputs), outputs[-1].finish_reason) for outputs in found.values()] == [
         ([4, 5, 1], "stop"),
@@ -183,7 +185,7 @@ class _Spoilt:
 
 
 def test_a_text_that_fails_harms_nobody() -> None:
-    engine = Engine(Poisoned(network_of("decoder"), 299), None, EngineOptions(precision="float32"))
+    engine = Engine(Poisoned(network_of("decoder"), 299), None, EngineOptions(precision="float32", profile_seconds=0))
     prompts = [PROMPTS[0], [4, 299, 6], PROMPTS[3]]
     for _ in range(2):
         found = run(engine, orders_of(prompts, greedy()))
@@ -196,6 +198,15 @@ def test_a_text_that_fails_harms_nobody() -> None:
     again = run(engine, orders_of(PROMPTS, greedy()))
     assert [ids(again[str(place), 0]) for place in range(len(PROMPTS))] == expected("decoder", PROMPTS, greedy())
     assert engine.stats().errors_total == 2
+
+
+def test_what_a_failed_text_read_is_not_taken_over() -> None:
+    engine = Engine(Poisoned(network_of("decoder"), 299), None, EngineOptions(precision="float32", profile_seconds=0))
+    prompt = list(range(20, 60))
+    run(engine, [Order("a", [*prompt, 299], greedy())])
+    found = run(engine, [Order("b", prompt, greedy())])["b", 0]
+    assert found[0].cached == 0
+    assert ids(found) == expected("decoder", [prompt], greedy())[0]
 
 
 def test_a_step_that_fails_ends_its_texts_and_the_engine_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ SCHEMA = {
 
 def engine() -> Engine:
     network = small_decoder(TOKENIZER.vocabulary_size, context=128)
-    return Engine(network, TOKENIZER, EngineOptions(precision="float32"), eos=[TOKENIZER.eos])
+    return Engine(network, TOKENIZER, EngineOptions(precision="float32", profile_seconds=0), eos=[TOKENIZER.eos])
 
 
 def text_of(grammar: Grammar, sampling: Sampling | None = None) -> str:
@@ -91,6 +91,6 @@ def test_a_hard_expression_ends_in_time(expression: str) -> None:
 
 
 def test_a_grammar_needs_a_tokenizer() -> None:
-    without = Engine(small_decoder(), None, EngineOptions(precision="float32"), eos=[1])
+    without = Engine(small_decoder(), None, EngineOptions(precision="float32", profile_seconds=0), eos=[1])
     with pytest.raises(ConfigError, match="needs a tokenizer"):
         without.add(Order("a", [5], greedy(), grammar=Grammar("json_object")))

@@ -132,6 +132,10 @@ class RowCache:
         if whole > len(row.hashes):
             self._note(row, job.prefix[len(row.hashes) : whole])
 
+    def forget(self, job: Job) -> None:
+        """What is in the job's row must not be taken over by anybody."""
+        self._unnote(self._row(job))
+
     def release(self, job: Job) -> None:
         """The job needs its row no more; its hashed blocks stay a source of prefixes."""
         row = self._row(job)

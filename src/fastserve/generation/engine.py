@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import count
+from itertools import accumulate, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from fastserve.generation.precision import check_loss
 from fastserve.generation.runner import Part, Runner
 from fastserve.generation.scheduler import Scheduler
 from fastserve.generation.setup import Setup
+from fastserve.generation.speculation import Lookup
 from fastserve.generation.step import Place, Step
 from fastserve.generation.text import Blocks, Text
 from fastserve.generation.writing import Writing
@@ -59,7 +61,7 @@ class Engine:
         self._texts: dict[int, Text] = {}
         self._orders: dict[str, list[Text]] = {}
         self._numbers = count()
-        self._errors = self._hits = self._asked = 0
+        self._errors = self._hits = self._asked = self._guessed = self._right = 0
 
     @cached_property
     def _setup(self) -> Setup:
@@ -143,7 +145,9 @@ class Engine:
                 blocks.extend(order.prompt)
             follows = texts[0].job.id if texts else None
             follower = None if order.grammar is None else self._grammars.follow(order.grammar)
-            texts.append(Text(order, copy, self._job(order, writing, blocks, follows), writing, blocks, follower))
+            lookup = Lookup(order.prompt) if self._setup.drafts and follower is None else None
+            job = self._job(order, writing, blocks, follows)
+            texts.append(Text(order, copy, job, writing, blocks, follower, lookup))
         return texts
 
     def _job(self, order: Order, writing: Writing, blocks: Blocks, follows: int | None) -> Job:
@@ -189,10 +193,10 @@ class Engine:
         if step is None:
             return []
         slots = {work.job.id: work.job.slot or 0 for work in step.works}
-        outputs = self._compute(step, slots)
+        outputs, written = self._compute(step, slots)
         ended = {text.job.id for text in self._works(step) if text.writing.finish_reason is not None}
         now = self.clock()
-        self.scheduler.done(step, now - begun, now=now, ended=ended)
+        self.scheduler.done(step, now - begun, now=now, sampled=written, ended=ended)
         for text in self._works(step):
             if text.job.id in ended:
                 self._forget(text)
@@ -201,15 +205,29 @@ class Engine:
     def _works(self, step: Step) -> list[Text]:
         return [self._texts[work.job.id] for work in step.works if work.job.id in self._texts]
 
-    def _compute(self, step: Step, slots: dict[int, int]) -> list[Output]:
-        texts = [self._texts[work.job.id] for work in step.works if work.samples]
+    def _compute(self, step: Step, slots: dict[int, int]) -> tuple[list[Output], dict[int, int]]:
+        """What is given out, and how many tokens each job wrote."""
+        self._guess(step)
         try:
             self._move(step)
             logits = self.runner.read(self._parts(step, slots))
         except Exception as error:
             logger.exception("a step of %d texts failed", len(step.works))
-            return [self._fail(text, slots, str(error) or type(error).__name__) for text in self._works(step)]
-        return self._choose(texts, logits, slots)
+            return [self._fail(text, slots, str(error) or type(error).__name__) for text in self._works(step)], {}
+        return self._choose([self._texts[work.job.id] for work in step.works if work.samples], logits, slots)
+
+    def _guess(self, step: Step) -> None:
+        """What may follow, for texts that decode, where the machine gains by it."""
+        cost, drafts = self.scheduler.outlook.cost, self._setup.drafts
+        worth = cost.share(max(step.decode, 1))
+        for work in step.works:
+            text = self._texts[work.job.id]
+            text.guesses = ()
+            if not drafts or text.lookup is None or work.count > 1 or not work.samples:
+                continue
+            if self.options.speculation != "auto" or text.lookup.share * worth > cost.prompt_token:
+                left = text.writing.most - len(text.writing.written) - 1
+                text.guesses = text.lookup.guess(min(drafts, left))
 
     def _move(self, step: Step) -> None:
         self.runner.move(step.moves)
@@ -225,27 +243,55 @@ class Engine:
             Part(
                 slots[work.job.id],
                 work.start,
-                self._texts[work.job.id].ids(work.start, work.count),
-                int(work.samples),
+                [*self._texts[work.job.id].ids(work.start, work.count), *self._texts[work.job.id].guesses],
+                int(work.samples) + len(self._texts[work.job.id].guesses),
                 self._texts[work.job.id].order.adapter,
             )
             for work in step.works
         ]
 
-    def _choose(self, texts: Sequence[Text], logits: Tensor, slots: dict[int, int]) -> list[Output]:
-        """logits (texts, V)"""
-        if not texts:
-            return []
-        found = choose_each(logits, [Wish(one.writing.row, one.order.top_logprobs, one.follower) for one in texts])
-        return [
-            self._take(text, one) if isinstance(one, Choice) else self._fail(text, slots, one)
-            for text, one in zip(texts, found, strict=True)
-        ]
+    def _choose(
+        self, texts: Sequence[Text], logits: Tensor, slots: dict[int, int]
+    ) -> tuple[list[Output], dict[int, int]]:
+        """logits: one row for each text, and one for each of its guesses, of which those are kept that are chosen."""
+        starts = list(accumulate((1 + len(text.guesses) for text in texts), initial=0))[:-1]
+        going = list(zip(texts, starts, strict=True))
+        outputs: list[Output] = []
+        written: Counter[int] = Counter()
+        while going:
+            rows = [start + written[text.job.id] for text, start in going]
+            same = rows == list(range(len(logits)))
+            wishes = [Wish(one.writing.row, one.order.top_logprobs, one.follower) for one, _ in going]
+            found = choose_each(logits if same else logits[rows], wishes)
+            for (text, _), one in zip(going, found, strict=True):
+                outputs.append(self._take(text, one) if isinstance(one, Choice) else self._fail(text, slots, one))
+                written[text.job.id] += 1
+            going = [
+                (text, start)
+                for (text, start), one in zip(going, outputs[-len(going) :], strict=True)
+                if not one.ends and text.guesses[written[text.job.id] - 1 : written[text.job.id]] == [one.token]
+            ]
+        self._judge(texts, written, slots)
+        return outputs, written
+
+    def _judge(self, texts: Sequence[Text], written: Mapping[int, int], slots: dict[int, int]) -> None:
+        """Forget what was guessed wrong."""
+        for text in texts:
+            guessed, right = len(text.guesses), written[text.job.id] - 1
+            self._guessed += guessed
+            self._right += right
+            if text.lookup is not None:
+                text.lookup.judge(guessed, right)
+            if guessed and text.job.id in self._texts:
+                cache, slot = self.runner.cache, slots[text.job.id]
+                cache.keep(slot, cache.lengths[slot] - guessed + right)
 
     def _take(self, text: Text, chosen: Choice) -> Output:
         piece = text.writing.take(chosen.token, chosen.logprob)
         if self.options.prefix_cache:
             text.blocks.extend([chosen.token])
+        if text.lookup is not None:
+            text.lookup.extend([chosen.token])
         first, text.told = not text.told, True
         return Output(
             text.order.id,
@@ -262,6 +308,7 @@ class Engine:
         """A text ends by an error, and leaves nothing behind that could harm another."""
         self._errors += 1
         text.job.prefix = ()
+        self.scheduler.cache.forget(text.job)
         self.runner.clear(slots[text.job.id])
         self.scheduler.cancel(text.job.id)
         self._forget(text)
@@ -289,6 +336,8 @@ class Engine:
             preemptions_total=totals.preemptions,
             swapped_tokens_total=totals.swapped_tokens,
             recomputed_tokens_total=totals.recomputed_tokens,
+            speculated_tokens_total=self._guessed,
+            accepted_tokens_total=self._right,
             errors_total=self._errors,
             cancelled_total=totals.cancelled,
             finished_total=totals.finished,

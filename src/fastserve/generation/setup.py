@@ -24,6 +24,7 @@ from fastserve.models.causal import CausalNetwork
 SLOTS = 64
 ROWS = 256
 CHUNK = 512
+DRAFTS = 4
 CACHE_SHARE = 0.5
 """Of the free memory."""
 SWAP_SHARE = 0.1
@@ -79,14 +80,23 @@ class Setup:
     def _memory(self) -> int:
         return device.free_memory(self.place) or UNKNOWN_MEMORY
 
+    @property
+    def drafts(self) -> int:
+        """Most tokens that are guessed ahead of a text."""
+        return DRAFTS if self.options.speculation == "auto" else self.options.speculation
+
     def limits(self) -> Limits:
         """Rows that may all be as long as the network reads fit into the memory, so that `auto` never runs out."""
         options, longest = self.options, self.network.longest
         rows_at_most = max(int(self._memory * CACHE_SHARE) // (self.token_bytes * longest), 1)
         slots = min(SLOTS, rows_at_most) if options.slots == "auto" else options.slots
         rows = max(min(ROWS, rows_at_most), slots) if options.rows == "auto" else max(options.rows, slots)
-        per_row = -(-longest // options.block_size)
-        blocks = rows * per_row if options.cache_tokens == "auto" else options.cache_tokens // options.block_size
+        per_row = -(-(longest + self.drafts) // options.block_size)
+        blocks = (
+            rows * per_row
+            if options.cache_tokens == "auto"
+            else (options.cache_tokens + self.drafts) // options.block_size
+        )
         swapped = int(self._memory * SWAP_SHARE) // (self.token_bytes * options.block_size)
         return Limits(
             slots=slots,
@@ -94,6 +104,7 @@ class Setup:
             blocks=max(blocks, 1),
             block_size=options.block_size,
             host_blocks=swapped,
+            drafts=self.drafts,
             chunk=CHUNK if options.chunk == "auto" else options.chunk,
             max_waiting_tokens=options.max_waiting_tokens,
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastserve.generation.job import Job
 from fastserve.generation.orders import Order
+from fastserve.generation.speculation import Lookup
 from fastserve.generation.writing import Writing
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class Text:
     blocks: Blocks
     follower: Follower | None = None
     """Of its grammar."""
+    lookup: Lookup | None = None
+    """What guesses are made from."""
     told: bool = False
     """Whether anything of it was given out."""
     cached: int = 0
