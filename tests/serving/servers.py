@@ -61,7 +61,7 @@ class Server:
                 return found
 
     def ready(self) -> Server:
-        self.port = int(self.wait_for("serving")["address"].rsplit(":", 1)[1])
+        self.port = int(self.wait_for("serving", 90)["address"].rsplit(":", 1)[1])
         self.url = f"http://127.0.0.1:{self.port}"
         return self
 

@@ -67,9 +67,9 @@ def events(data: bytes) -> list[Any]:
     return found
 
 
-def figure(url: str, name: str) -> float:
+def figure(url: str, name: str, headers: dict[str, str] | None = None) -> float:
     """One line of the metrics."""
-    text = httpx.get(f"{url}/metrics", timeout=10).text
+    text = httpx.get(f"{url}/metrics", timeout=10, headers=headers).text
     found = re.search(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? (\S+)$", text, re.MULTILINE)
     assert found is not None, f"{name} is not in the metrics"
     return float(found[1])
@@ -82,7 +82,7 @@ def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
         time.sleep(0.02)
 
 
-def is_empty(url: str) -> bool:
+def is_empty(url: str, headers: dict[str, str] | None = None) -> bool:
     """Whether nothing is left in the engine: no text, no block."""
     names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
-    return all(figure(url, name) == 0 for name in names)
+    return all(figure(url, name, headers) == 0 for name in names)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from streaming import is_empty
 
 Serve = Callable[..., Any]
 SECRET = "correct-horse-battery"
@@ -36,14 +37,12 @@ def test_the_document_is_valid(serve: Serve) -> None:
         assert isinstance(name, str)
 
 
-def fuzz(serve: Serve, tmp_path: Path, examples: int, seconds: int) -> None:
+def fuzz(server: Any, tmp_path: Path, examples: int, seconds: int) -> None:
     if shutil.which("schemathesis", path=str(Path(sys.executable).parent)) is None:
         pytest.skip("needs schemathesis (extra 'test')")
-    (tmp_path / "keys").write_text(SECRET)
     (tmp_path / "schemathesis.toml").write_text(
         "[checks.negative_data_rejection]\nexpected-statuses = [400, 401, 404, 405, 413, 415, 431]\n"
     )
-    server = serve(api_key_file=str(tmp_path / "keys"), max_texts=64, max_characters=500)
     key = f"Authorization: Bearer {SECRET}"
     command = [
         str(Path(sys.executable).parent / "schemathesis"), "run", f"{server.url}/openapi.json", "--header", key,
@@ -61,18 +60,32 @@ def fuzz(serve: Serve, tmp_path: Path, examples: int, seconds: int) -> None:
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert server.client.get("/v2/health/ready").json() == {"ready": True}
+
+
+def fuzz_labels(serve: Serve, tmp_path: Path, examples: int, seconds: int) -> None:
+    (tmp_path / "keys").write_text(SECRET)
+    server = serve(api_key_file=str(tmp_path / "keys"), max_texts=64, max_characters=500)
+    fuzz(server, tmp_path, examples, seconds)
     counts = server.node.slots["sentiment"].current.runner.batcher.counts
     assert counts.accepted > 20, "the fuzzer must get through to the model"
     assert counts.accepted == counts.results + counts.errors + counts.cancelled
 
 
 def test_schemathesis(serve: Serve, tmp_path: Path) -> None:
-    fuzz(serve, tmp_path, examples=8, seconds=120)
+    fuzz_labels(serve, tmp_path, examples=8, seconds=120)
 
 
 @pytest.mark.heavy
 def test_schemathesis_for_longer(serve: Serve, tmp_path: Path) -> None:
-    fuzz(serve, tmp_path, examples=150, seconds=900)
+    fuzz_labels(serve, tmp_path, examples=150, seconds=900)
+
+
+@pytest.mark.heavy
+def test_schemathesis_on_what_writes(write: Serve, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(SECRET)
+    server = write({"longest": 200}, api_key_file=str(tmp_path / "keys"))
+    fuzz(server, tmp_path, examples=60, seconds=900)
+    assert is_empty(server.url, headers={"Authorization": f"Bearer {SECRET}"})
 
 
 def test_what_writes_is_documented_as_it_is_read(write: Serve) -> None:

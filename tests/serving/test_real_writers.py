@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from streaming import figure, is_empty, until
 from fastserve.bundle.bundle import Bundle, save_bundle
 from fastserve.bundle.format import NetworkSpec, ParityRow
 from fastserve.bundle.writer import Writer
+from fastserve.generation.orders import EngineOptions
 from fastserve.generation.sampling import Sampling
 from fastserve.models import NetworkShape, build
 from fastserve.serving.bundles import BundleSource
@@ -30,6 +32,7 @@ from fastserve.text.language_tokenizer import LanguageTokenizer
 from fastserve.text.writing_pipeline import WritingPipeline
 
 TEXTS = ["床前明月光，疑是地上霜。", "the cat sat on the mat", "many many many"]
+FULL = EngineOptions(precision="float32")
 GREEDY = Sampling(temperature=0, max_tokens=24)
 
 
@@ -66,7 +69,7 @@ def poet(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def server(poet: Bundle) -> Iterator[httpx.Client]:
-    options = ServeOptions(port=0, log_level="error", engine_threads=1)
+    options = ServeOptions(port=0, log_level="error", engine_threads=1, writing=FULL)
     with (
         running([Named("poet", str(poet.folder))], options, BundleSource(options)) as (url, _),
         httpx.Client(base_url=url, timeout=30) as client,
@@ -122,6 +125,69 @@ def test_nothing_is_left_behind(server: httpx.Client) -> None:
     for _ in range(3):
         complete(server, ["a", "b"], n=2, temperature=1, max_tokens=5)
     until(lambda: is_empty(str(server.base_url).rstrip("/")))
+
+
+def make_adapter(bundle: Bundle, folder: Path, seed: int) -> Path:
+    """A LoRA adapter that changes much."""
+    from fastserve.models.lora import LoraOptions, adapter_weights, add_adapters, save_adapter
+
+    network: Any = Writer(bundle).network
+    add_adapters(network, LoraOptions(rank=2, alpha=3.0))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for tensor in adapter_weights(network).values():
+            tensor.normal_(std=0.3)
+    save_adapter(network, folder)
+    return folder
+
+
+def test_adapters_are_asked_for_by_their_names(poet: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from fastserve.models.lora import load_adapter
+
+    folders = {name: make_adapter(poet, tmp_path / name, seed) for seed, name in enumerate(("rhymer", "joker"))}
+    words = ",".join(f"{name}={folder}" for name, folder in folders.items())
+    options = ServeOptions(port=0, log_level="error", engine_threads=1, writing=FULL, adapters=words)
+    expected = {"poet": Writer(poet).write(["many"], GREEDY)[0].text}
+    for name, folder in folders.items():
+        writer = Writer(poet)
+        load_adapter(writer.network, folder)  # type: ignore[arg-type]
+        expected[name] = writer.write(["many"], GREEDY)[0].text
+    assert len(set(expected.values())) == 3
+    with (
+        running([Named("poet", str(poet.folder))], options, BundleSource(options)) as (url, _),
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        messages = [{"role": "user", "content": "many"}]
+        for name, text in expected.items():
+            ask = {"model": name, "messages": messages, "max_tokens": 24, "temperature": 0}
+            answer = client.post("/v1/chat/completions", json=ask).raise_for_status().json()
+            assert (answer["model"], answer["choices"][0]["message"]["content"]) == (name, text)
+        models = client.get("/v1/models").json()["data"]
+        assert [(model["id"], model.get("parent")) for model in models] == [
+            ("poet", None),
+            ("rhymer", "poet"),
+            ("joker", "poet"),
+        ]
+
+
+def test_a_form_is_kept(server: httpx.Client) -> None:
+    pytest.importorskip("llguidance")
+    ask = {"model": "poet", "prompt": "a", "max_tokens": 40, "temperature": 0}
+    chosen = server.post("/v1/completions", json={**ask, "structured_outputs": {"choice": ["yes", "no"]}}).json()
+    assert chosen["choices"][0]["text"] in ("yes", "no")
+    assert chosen["choices"][0]["finish_reason"] == "stop"
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "boolean"}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    found = server.post("/v1/completions", json={**ask, "response_format": wanted}).json()["choices"][0]
+    assert found["finish_reason"] == "length" or set(json.loads(found["text"])) == {"n"}
+    faulty = server.post("/v1/completions", json={**ask, "structured_outputs": {"regex": "("}})
+    assert faulty.status_code == 400
 
 
 def test_a_killed_engine_comes_back_and_the_command_ends_in_order(poet: Bundle, launch: Callable[..., Server]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from urllib.parse import unquote
 
 from fastserve import __version__
@@ -156,9 +156,13 @@ class App:
     # ---- what models answer
 
     def _ask(self, verb: str, exchange: Exchange, name: str, version: str | None) -> None:
-        """Have the model of that name answer."""
+        """Have the model answer that the path names."""
         exchange.model = name
-        act = self._deployment(name, version).verbs.get(verb)
+        self._act(verb, self._deployment(name, version), exchange, name)
+
+    @staticmethod
+    def _act(verb: str, deployment: Deployment, exchange: Exchange, name: str) -> None:
+        act = deployment.verbs.get(verb)
         if act is None:
             raise HttpError(400, f"model '{name}' does not {_WHAT.get(verb, verb)}; /docs lists what it does")
         act(exchange, name)
@@ -172,10 +176,18 @@ class App:
             name = able[0]
         if not isinstance(name, str):
             raise HttpError(400, f"'model' must be one of: {', '.join(able)}", param="model")
-        if name not in self.slots:
-            message = f"no model is called '{name[:200]}'; there is: {', '.join(able)}"
+        owners = {name: name for name in self.slots} | {further: base for base, further in self._further_names()}
+        if name not in owners:
+            message = f"no model is called '{name[:200]}'; there is: {', '.join(owners)}"
             raise HttpError(404, message, param="model", code="model_not_found")
-        self._ask(verb, exchange, name, None)
+        exchange.model = owners[name]
+        self._act(verb, self._deployment(owners[name]), exchange, name)
+
+    def _further_names(self) -> Iterator[tuple[str, str]]:
+        """A model's name, and that of an adapter of it."""
+        for name, slot in self.slots.items():
+            for further in slot.current.names if slot.current is not None else ():
+                yield name, further
 
     # ---- what the server says about itself
 
@@ -200,6 +212,7 @@ class App:
 
     def _list(self, exchange: Exchange) -> Reply:
         models = [self._card(name) for name in self.slots]
+        models += [{**self._card(base), "id": name, "parent": base} for base, name in self._further_names()]
         return json_reply({"object": "list", "data": models, "models": list(self.slots)})
 
     def _card(self, name: str) -> dict[str, object]:

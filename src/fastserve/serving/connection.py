@@ -200,7 +200,7 @@ class Connection(asyncio.Protocol):
     def write(self, exchange: Exchange, data: bytes) -> None:
         """A piece. A client that leaves too much of its answer lie is cut off, so that memory stays bounded."""
         transport = self._transport
-        if transport is None or exchange is not self._current:
+        if transport is None or exchange is not self._current or transport.is_closing():
             return
         transport.write(data if exchange.is_old else b"%x\r\n%b\r\n" % (len(data), data))
         if transport.get_write_buffer_size() > self.owner.limits.unread_bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -45,6 +45,10 @@ class Deployment(Protocol):
     @property
     def verbs(self) -> Mapping[str, Verb]:
         """What it can be asked, of the verbs in `app`."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Further names by which a body may ask for a part of it: those of adapters."""
 
     def about(self, name: str, refused: Mapping[str, str] | None) -> dict[str, Any]:
         """What `GET /v2/models/{name}` says; refused: which version was last refused, and why."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class LabelDeployment:
     def __init__(self, folder: Path, model: ServedModel, runner: Runner, row: Row, options: ServeOptions) -> None:
         self.folder, self.model, self.runner, self.row, self.options = folder, model, runner, row, options
         self.version = version_of(folder)
+        self.names: Sequence[str] = ()
         self.verbs: Mapping[str, Verb] = {"predict": self._predict, "infer": self._infer}
         self._max_length = model.max_length
         runner.on_batch = self._count

@@ -48,7 +48,8 @@ def document(slots: Mapping[str, Slot], options: ServeOptions) -> Json:
     }
     if writers := _able(slots, "completions"):
         content["paths"] |= writing_openapi.paths(writers)
-        content["components"]["schemas"] |= writing_openapi.schemas(writers, options.max_choices)
+        further = [name for slot in slots.values() if slot.current is not None for name in slot.current.names]
+        content["components"]["schemas"] |= writing_openapi.schemas([*writers, *further], options.max_choices)
     if options.api_key_file is not None:
         content["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         content["security"] = [{"key": []}]

@@ -67,6 +67,10 @@ class ServeOptions(HttpOptions):
     engine_threads: Positive | Auto = Field(
         "auto", description="threads that a language model's engine computes with; auto: all cores, over the workers"
     )
+    adapters: str | None = Field(
+        None,
+        description="NAME=MODEL,...: LoRA adapters of the one language model that is served, asked for by those names",
+    )
     writing: EngineOptions = EngineOptions()
     """How the engine of a language model uses the machine."""
 

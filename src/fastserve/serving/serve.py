@@ -31,6 +31,8 @@ def serve(models: Sequence[str], options: ServeOptions, *, source: str = BUNDLES
     from fastserve.serving.supervisor import Supervisor
 
     named = name_models(models)
+    if options.adapters is not None and len(named) > 1:
+        raise ConfigError(f"--adapters belong to one model, but {len(named)} are served: start a server for that one")
     if options.engine == "vllm":
         from fastserve.serving.vllm import run_vllm
 

@@ -35,7 +35,7 @@ def _operation(verb: str, names: Sequence[str]) -> Json:
     body, summary, answer = _BODIES[verb]
     content: Json = {"application/json": {"schema": _ref(answer)}}
     if verb in ("completions", "chat"):
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": {}}
     example = {"model": names[0], **_EXAMPLES[verb]}
     return {
         "operationId": verb,
@@ -74,7 +74,7 @@ def schemas(names: Sequence[str], most_texts: int) -> Json:
     found: Json = made["$defs"]
     count = {"anyOf": [{"type": "integer", "minimum": 1, "maximum": most_texts}, {"type": "null"}]}
     for body in ("CompletionBody", "ChatBody"):
-        found[body]["properties"]["model"] = {"enum": list(names)}
+        found[body]["properties"]["model"] = {"enum": [*names, *([None] if len(names) == 1 else [])]}
         found[body]["properties"]["n"] = count
     return found | _answers()
 

@@ -34,21 +34,20 @@ class Asking:
         self.pipeline, self.longest, self.vocabulary, self.most = pipeline, longest, vocabulary, most
         self.new_id = new_id
 
-    def completion(self, body: CompletionBody, key: str) -> Asked:
+    def completion(self, body: CompletionBody, key: str, adapter: str | None = None) -> Asked:
         """Orders for `/v1/completions`."""
         prompts = body.prompts
         self._check_count(body, len(prompts))
         ids = [self._ids(prompt) for prompt in prompts]
-        first = self._order(body, ids[0], key, _COMPLETION_TOKENS, body.logprobs or 0)
-        rest = [self._order(body, prompt, key, _COMPLETION_TOKENS, body.logprobs or 0) for prompt in ids[1:]]
-        return Asked([first, *rest])
+        whose = (key, adapter)
+        return Asked([self._order(body, prompt, whose, _COMPLETION_TOKENS, body.logprobs or 0) for prompt in ids])
 
-    def chat(self, body: ChatBody, key: str) -> Asked:
+    def chat(self, body: ChatBody, key: str, adapter: str | None = None) -> Asked:
         """The order for `/v1/chat/completions`."""
         self._check_count(body, 1)
         if body.top_logprobs and not body.logprobs:
             raise HttpError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-        order = self._order(body, self._conversation(body), key, self.longest, body.top_logprobs or 0)
+        order = self._order(body, self._conversation(body), (key, adapter), self.longest, body.top_logprobs or 0)
         forced = demanded(body)
         if forced is not None:
             grammar, reader = forced
@@ -121,8 +120,9 @@ class Asking:
         if prompts * max(body.n or 1, 1) > self.most:
             raise HttpError(400, f"{prompts} prompts times n = {body.n or 1}: at most {self.most} texts", param="n")
 
-    def _order(self, body: Body, prompt: list[int], key: str, usual: int, top: int) -> Order:
-        """HttpError where the prompt is empty or does not fit."""
+    def _order(self, body: Body, prompt: list[int], whose: tuple[str, str | None], usual: int, top: int) -> Order:
+        """whose: key and adapter; usual: tokens to write where the request does not say. HttpError where the prompt is
+        empty or does not fit."""
         field = "messages" if isinstance(body, ChatBody) else "prompt"
         if not prompt:
             raise HttpError(400, f"{field} has no tokens: give at least one character", param=field)
@@ -144,7 +144,8 @@ class Asking:
             prompt,
             sampling,
             priority=body.priority or 0,
-            key=key,
+            key=whose[0],
+            adapter=whose[1],
             top_logprobs=top,
             grammar=body.grammar(),
         )

@@ -35,7 +35,8 @@ class BundledEngine:
         torch.set_num_threads(order.threads)
         writer = Writer(Bundle.load(Path(order.folder)))
         pipeline, network = writer.pipeline, writer.network
-        engine = Engine(network, pipeline.tokenizer, order.options, eos=pipeline.ends)
+        adapters = {name: Path(folder) for name, folder in order.adapters.items()}
+        engine = Engine(network, pipeline.tokenizer, order.options, eos=pipeline.ends, adapters=adapters)
         engine.prepare()
         if engine.precision != "float32" and (kept := writer.bundle.manifest.parity):
             texts = [PlainText(row.text) for row in kept]

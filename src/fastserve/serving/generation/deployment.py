@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from fastserve import device
 from fastserve.serving.board import Row
 from fastserve.serving.deployment import Ask, Place, Verb, version_of
 from fastserve.serving.generation import parity
+from fastserve.serving.generation.adapters import find_adapters
 from fastserve.serving.generation.asking import Asked, Asking
 from fastserve.serving.generation.bodies import (
     ChatBody,
@@ -44,6 +45,7 @@ class WritingDeployment:
         self.row: Row = place.row
         self.options, self.events = place.options, place.events
         self.version = version_of(folder)
+        self.names: Sequence[str] = tuple(client.order.adapters)
         self.verbs: Mapping[str, Verb] = {
             "completions": self._complete,
             "chat": self._chat,
@@ -67,12 +69,16 @@ class WritingDeployment:
     def _complete(self, exchange: Exchange, name: str) -> None:
         body = CompletionBody.read(exchange.content)
         form = CompletionForm(self._words, body.logprobs)
-        self._write(exchange, name, body, form, lambda: self.asking.completion(body, exchange.key))
+        self._write(exchange, name, body, form, lambda: self.asking.completion(body, exchange.key, self._adapter(name)))
 
     def _chat(self, exchange: Exchange, name: str) -> None:
         body = ChatBody.read(exchange.content)
         form = ChatForm(self._words, bool(body.logprobs))
-        self._write(exchange, name, body, form, lambda: self.asking.chat(body, exchange.key))
+        self._write(exchange, name, body, form, lambda: self.asking.chat(body, exchange.key, self._adapter(name)))
+
+    def _adapter(self, name: str) -> str | None:
+        """By the name that was asked for, where it is one of an adapter."""
+        return name if name in self.names else None
 
     def _write(
         self, exchange: Exchange, name: str, body: CompletionBody | ChatBody, form: Form, ask: Callable[[], Asked]
@@ -176,7 +182,13 @@ async def deploy_writer(folder: Path, place: Place, source: str = BUNDLES) -> Wr
 
     options = place.options
     writers: WriterSource = import_object(source)()
-    order = EngineOrder(folder=str(folder), source=source, options=options.writing, threads=engine_threads(options))
+    order = EngineOrder(
+        folder=str(folder),
+        adapters=find_adapters(options.adapters),
+        source=source,
+        options=options.writing,
+        threads=engine_threads(options),
+    )
     figures = Figures(lambda: deployment.row)
     client = EngineClient(
         order, place.events, figures, hang_seconds=options.hang_seconds, start_seconds=options.start_seconds

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from pydantic import Field
+
 from fastserve.config import Section
 from fastserve.errors import FastServeError, Overloaded, UserError
 from fastserve.generation.orders import EngineOptions, EngineStats, Grammar, Order, Output
@@ -16,9 +18,13 @@ from fastserve.generation.sampling import Sampling
 
 
 class EngineOrder(Section):
-    """The first line to an engine's process: all that it has to know. source: the WriterSource as module:Class."""
+    """The first line to an engine's process: all that it has to know.
+
+    source: the WriterSource as module:Class; adapters: folders of LoRA adapters by the names by which they are asked.
+    """
 
     folder: str
+    adapters: dict[str, str] = Field(default_factory=dict)
     source: str
     options: EngineOptions
     threads: int
