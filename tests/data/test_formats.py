@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastserve.data import delimited
@@ -96,6 +96,15 @@ def test_two_stray_quotes_do_not_swallow_the_rows_between(tmp_path: Path) -> Non
     assert [b.row for b in dataset.bad_rows.listed] == [9]
 
 
+def test_quoted_rows_between_two_stray_quotes_are_rows(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    rows = ['1,"begins', *(f'0,"text, {i}"' for i in range(5)), '1,ends"']
+    path.write_text("label,text\n" + "\n".join(rows) + "\n", "utf-8")
+    dataset = open_dataset(str(path))
+    assert [example.text for example in dataset][:5] == [f"text, {i}" for i in range(5)]
+    assert [bad.row for bad in dataset.bad_rows.listed] == [2]
+
+
 def test_tsv_quotes_are_literal_unless_the_whole_cell_is_quoted(tmp_path: Path) -> None:
     path = tmp_path / "a.tsv"
     path.write_text('label\ttext\n1\t"all ""of"" it"\n0\t"half\n1\t"a" and "b"\n0\t"tab\there"\n', "utf-8")
@@ -103,6 +112,7 @@ def test_tsv_quotes_are_literal_unless_the_whole_cell_is_quoted(tmp_path: Path) 
     assert texts == ['all "of" it', '"half', '"a" and "b"', "tab\there"]
 
 
+@example([("\n,\n", "\n,\n")], 9)  # lines that have as many separators as a row, and are none
 @given(
     st.lists(st.tuples(st.text('a,"\n\t 好', max_size=6), st.text('b,"\n', max_size=4)).filter(any), min_size=1),
     st.integers(1, 50),

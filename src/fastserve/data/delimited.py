@@ -264,5 +264,13 @@ def _gather(lines: list[bytes], at: int, dialect: Dialect, width: int, max_bytes
 
 def _swallows(inner: list[bytes], dialect: Dialect, width: int) -> bool:
     """Whether the lines inside a record are all whole rows by themselves: then its quotes belong to two rows."""
-    separator = dialect.separator.encode()
-    return width > 1 and len(inner) >= 3 and all(line.count(separator) == width - 1 for line in inner)
+    return width > 1 and len(inner) >= 3 and all(_is_row(line.decode("utf-8"), dialect, width) for line in inner)
+
+
+def _is_row(line: str, dialect: Dialect, width: int) -> bool:
+    """Whether a line alone has `width` cells and something in them."""
+    try:
+        cells = dialect.split(line, width)
+    except OpenQuote:
+        return False
+    return cells is not None and any(cells)
