@@ -269,3 +269,15 @@ def test_the_batch_is_what_the_profile_says_is_worth_while() -> None:
     assert COST.best_batch(64) == 62  # all but 2 % of the tokens a second
     assert replace(COST, batches=(1, 8, 64), seconds=(0.1, 0.1, 0.8)).best_batch(64) == 8
     assert replace(COST, batches=(1, 8, 64), seconds=(0.1, 0.8, 6.4)).best_batch(64) == 1
+    # with 0.1 s of reading for each token that is written, 2 % of all is much of the writing:
+    assert COST.best_batch(64, prompt=10.0) == 29
+
+
+def test_the_batch_becomes_smaller_where_prompts_take_most_of_the_time() -> None:
+    machine = Machine(make(slots=64, rows=64, blocks=4096, chunk=64))
+    assert machine.scheduler.batch == 62
+    for number in range(64):
+        machine.scheduler.add(job(number, prompt=100, most=2))
+    machine.run()
+    assert machine.scheduler.batch == COST.best_batch(64, prompt=50.0) < 20
+    assert machine.scheduler.outlook.batch == machine.scheduler.batch

@@ -11,9 +11,14 @@ class Outlook:
     """Seconds of the machine, when `batch` jobs share it. host: whether caches may go to host memory."""
 
     def __init__(self, cost: StepCost, batch: int, *, host: bool = False) -> None:
-        self.cost, self.batch, self.host = cost, batch, host
+        self.cost, self.host = cost, host
         self.lengths = Lengths()
-        self._token = cost.share(batch)
+        self.resize(batch)
+
+    def resize(self, batch: int) -> None:
+        """So many jobs share the machine from now on."""
+        self.batch = batch
+        self._token = self.cost.share(batch)
 
     def ahead(self, job: Job, cached: int = 0) -> float:
         """What the job still takes, as expected: what it has to read, of which `cached` tokens are there, and write."""

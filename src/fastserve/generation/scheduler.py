@@ -30,6 +30,8 @@ from fastserve.generation.step_cost import StepCost
 from fastserve.plugins import POLICIES
 
 _NOTHING_SAID: Mapping[int, int] = {}
+_RESIZED = 64
+"""Jobs that end before the size of the batch is looked at again."""
 _REVIEWED = 256
 """Jobs that are looked at in each interval of `Guards.review` on average, at most."""
 
@@ -344,6 +346,14 @@ class Scheduler:
         self.outlook.lengths.add(job.prompt_length, job.written)
         self.counts.finished += 1
         self._remove(job)
+        if self.counts.finished % _RESIZED == 0:
+            self._resize()
+
+    def _resize(self) -> None:
+        """The batch that suits what was read for each token that was written so far."""
+        prompt = self.counts.prompt_tokens / self.counts.written_tokens
+        self.batch = self.outlook.cost.best_batch(self.limits.slots, prompt=prompt)
+        self.outlook.resize(self.batch)
 
     def levels(self) -> dict[int, int]:
         """Of a policy with levels: how many jobs are in each that has any."""

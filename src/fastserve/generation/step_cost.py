@@ -65,13 +65,17 @@ class StepCost:
         """Seconds to swap a cache of so many tokens out and in again."""
         return 2 * tokens * self.swapped_token
 
-    def best_batch(self, most: int, *, cached: float = 0.0, loss: float = 0.02) -> int:
-        """The smallest batch that gives all but `loss` of the most tokens a second; cached: tokens of a job's cache.
+    def best_batch(self, most: int, *, prompt: float = 0.0, cached: float = 0.0, loss: float = 0.02) -> int:
+        """The smallest batch that does all but `loss` of the most work a second.
 
-        Fewer jobs at once write faster each, so that more than this serves nobody.
+        prompt: tokens that are read for each one that is written; cached: tokens of a job's cache. Fewer jobs at once
+        write faster each, so that more than this serves nobody; and the more of the time goes into prompts, the less
+        a smaller batch costs.
         """
-        least = min(self.share(batch, cached) for batch in range(1, most + 1))
-        return next(batch for batch in range(1, most + 1) if self.share(batch, cached) * (1 - loss) <= least)
+        reading = prompt * self.prompt_token
+        spent = [reading + self.share(batch, cached) for batch in range(1, most + 1)]
+        least = min(spent)
+        return next(batch for batch, seconds in enumerate(spent, 1) if seconds * (1 - loss) <= least)
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in (*_KEYS, "origin")}
