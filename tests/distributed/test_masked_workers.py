@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import finished, start
+from commands import assert_same, checkpoint, finished, start, wait_for
 
 from fastserve.models import NetworkShape
 from fastserve.models.masked import build_masked
@@ -31,6 +31,27 @@ def write_texts(path: Path) -> Path:
         lines.append(json.dumps({"text": " ".join(words)}))
     path.write_text("\n".join(lines), "utf-8")
     return path
+
+
+def command(folder: Path, workers: int) -> list[str]:
+    options = [f"model.options.{name}={value}" for name, value in OPTIONS.items()]
+    data = ["--task", "masked", "--data", str(write_texts(folder / "texts.jsonl")), "--workers", str(workers)]
+    train = ["train.epochs=8", "train.batch=4", "train.threads=1", "data.duplicates=keep", "text.segment=whitespace"]
+    return ["train", *data, *options, *train, "train.checkpoint_seconds=0"]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_is_killed_goes_on_to_the_same_weights(workers: int, tmp_path: Path) -> None:
+    words = command(tmp_path, workers)
+    undisturbed, _ = finished(start(tmp_path / "whole", *words))
+    process = start(tmp_path / "cut", *words)
+    wait_for(checkpoint(tmp_path / "cut"), process)
+    process.kill()
+    process.communicate()
+    found, said = finished(start(tmp_path / "cut", *words))
+    assert "resumed at step" in said
+    assert_same(found, undisturbed)
 
 
 def test_two_workers_are_judged_as_one_would_be(tmp_path: Path) -> None:
