@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -240,6 +241,16 @@ class Recipe:
     z_loss: float = 0.0
     spike: float = 0.0
     """A loss so many times the usual has diverged; 0 where single losses say little."""
+
+    def for_rows(self, rows: int) -> Recipe:
+        """Where there are few rows: smaller batches, and more epochs until a run stops early, so that there are steps
+        enough to learn anything."""
+        batch, epochs = next((batch, epochs) for most, batch, epochs in _FEW if rows < most)
+        return replace(self, batch=min(self.batch, batch), epochs=max(self.epochs, epochs))
+
+
+_FEW = ((2_500, 16, 10), (8_000, 32, 10), (20_000, 64, 6), (math.inf, 1 << 30, 1))
+"""Below so many rows: the largest batch, and the fewest epochs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,14 @@ def test_every_network_tells_what_it_needs_before_it_is_built(name: str) -> None
     assert kind.Options() == kind.Options.model_validate(kind.Options().model_dump(mode="json"))
 
 
+def test_few_rows_are_met_in_small_batches_and_more_epochs() -> None:
+    few, some, many = (find("textcnn").recipe(rows, 2) for rows in (300, 5_000, 100_000))
+    assert (few.batch, few.epochs) == (16, 10)
+    assert (some.batch, some.epochs) == (32, 10)
+    assert (many.batch, many.epochs) == (128, 3)
+    assert find("lstm").recipe(10_000, 2).batch == 64  # never larger than the network's own
+
+
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(NotFoundError, match="did you mean 'textcnn'"):
         build("textcn", {}, SHAPE)

@@ -72,7 +72,7 @@ class Output:
 class EngineOptions(Section):
     """How an engine uses the machine."""
 
-    policy: str = Field("fcfs", description="who is served first: fcfs, priority, sj-mlfq, hrrn or boost")
+    policy: str = Field("boost", description="who is served first: boost, fcfs, priority, sj-mlfq or hrrn")
     slots: Positive | Auto = Field("auto", description="most texts that are written in one step")
     rows: Positive | Auto = Field("auto", description="most texts whose cache is kept in place, paused ones included")
     cache_tokens: Positive | Auto = Field(

@@ -180,7 +180,7 @@ class TransformerEncoder(EncoderBody):
 
     @classmethod
     def recipe(cls, rows: int, outputs: int) -> Recipe:
-        return Recipe(epochs=5, batch=64, learning_rate=1e-3, warmup=0.1, bf16=True)
+        return Recipe(epochs=5, batch=64, learning_rate=1e-3, warmup=0.1, bf16=True).for_rows(rows)
 
     def sparse_parameters(self) -> list[str]:
         return ["embedding"]

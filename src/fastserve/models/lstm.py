@@ -55,7 +55,7 @@ class Lstm(nn.Module):
 
     @classmethod
     def recipe(cls, rows: int, outputs: int) -> Recipe:
-        return Recipe(epochs=3, batch=64, learning_rate=2e-3)
+        return Recipe(epochs=3, batch=64, learning_rate=2e-3).for_rows(rows)
 
     def sparse_parameters(self) -> list[str]:
         return ["embedding"]

@@ -44,7 +44,7 @@ class Mlp(nn.Module):
 
     @classmethod
     def recipe(cls, rows: int, outputs: int) -> Recipe:
-        return Recipe(epochs=5, batch=128, learning_rate=2e-3)
+        return Recipe(epochs=5, batch=128, learning_rate=2e-3).for_rows(rows)
 
     def sparse_parameters(self) -> list[str]:
         return ["embedding"]

@@ -52,7 +52,7 @@ class TextCnn(nn.Module):
 
     @classmethod
     def recipe(cls, rows: int, outputs: int) -> Recipe:
-        return Recipe(epochs=3, batch=128, learning_rate=1e-3, bf16=True)
+        return Recipe(epochs=3, batch=128, learning_rate=1e-3, bf16=True).for_rows(rows)
 
     def sparse_parameters(self) -> list[str]:
         return ["embedding"]

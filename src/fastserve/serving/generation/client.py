@@ -192,7 +192,7 @@ class EngineClient:
                 [sys.executable, "-m", "fastserve.serving.generation.process", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
-                env={**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(self.order.threads)},
+                env=_environment(self.order.threads),
             )
         ours.setblocking(False)
         channel = await Channel.open(ours)
@@ -276,6 +276,13 @@ class EngineClient:
                 self._process.send_signal(DUMP_SIGNAL)
                 await asyncio.sleep(_STACK_SECONDS)
                 self._process.kill()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Computing threads that spin between the many short layers of a step: asleep, they gain nothing from a second
+    core. While there is no work they rest all the same."""
+    others = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    return {**others, "OMP_NUM_THREADS": str(threads)}
 
 
 def _verdict(code: int, hung: str | None) -> str:
