@@ -39,8 +39,12 @@ class LeadingRunner(Runner):
             super().move(moves)
 
     def read(self, parts: Sequence[Part]) -> Tensor:
-        _say({"do": "read", "parts": [[part.slot, part.start, list(part.ids), part.wanted] for part in parts]})
+        _say({"do": "read", "parts": [_part(part) for part in parts]})
         return super().read(parts)
+
+    def clear(self, slot: int) -> None:
+        _say({"do": "clear", "slot": slot})
+        super().clear(slot)
 
     def forget(self, job: int) -> None:
         if job in self._away:
@@ -62,6 +66,12 @@ def follow(runner: Runner) -> None:
                 runner.read([Part(*part) for part in message["parts"]])
             case "forget":
                 runner.forget(message["job"])
+            case "clear":
+                runner.clear(message["slot"])
+
+
+def _part(part: Part) -> list[Any]:
+    return [part.slot, part.start, list(part.ids), part.wanted, part.adapter]
 
 
 def _written(move: Move) -> list[Any]:
