@@ -267,3 +267,12 @@ def test_the_cache_stays_within_what_is_used() -> None:
     run(engine, orders_of([[1, 2, 3]] * 2, greedy()))
     cache = engine.runner.cache
     assert cache.bytes <= 2 * 64 * 2 * torch.finfo(torch.float32).bits // 8 * 2 * 8 * 2 * 2
+
+
+def test_levels_are_counted_of_a_policy_that_has_them() -> None:
+    engine = engine_of(policy="sj-mlfq")
+    for order in orders_of(PROMPTS, greedy()):
+        engine.add(order)
+    engine.step()
+    assert sum(engine.stats().levels) == len(PROMPTS)
+    assert engine_of().stats().levels == ()

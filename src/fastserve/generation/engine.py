@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fastserve.errors import ConfigError, FastServeError, NotFoundError, Overloaded, choices
-from fastserve.generation import limits
 from fastserve.generation.choice import Choice, Wish, choose_each
 from fastserve.generation.grammar import Grammars
 from fastserve.generation.job import Job
@@ -107,7 +106,7 @@ class Engine:
         for text in texts:
             try:
                 self.scheduler.add(text.job)
-            except limits.Overloaded as error:
+            except Overloaded as error:
                 self._remove(texts)
                 raise Overloaded(f"too much waits already: {error}", error.retry_after) from None
             except FastServeError:
@@ -318,6 +317,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         scheduler, totals = self.scheduler, self.scheduler.counts
+        levels = scheduler.levels()
         blocks = scheduler.limits.blocks
         return EngineStats(
             requests_running=len(scheduler.running),
@@ -341,4 +341,5 @@ class Engine:
             errors_total=self._errors,
             cancelled_total=totals.cancelled,
             finished_total=totals.finished,
+            levels=tuple(levels.get(level, 0) for level in range(max(levels, default=-1) + 1)),
         )

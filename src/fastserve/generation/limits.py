@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 
 from fastserve.errors import ConfigError
-from fastserve.errors import Overloaded as Overloaded
 
 
 @dataclass(frozen=True, slots=True)
