@@ -108,6 +108,15 @@ def test_workers_that_share_cores_exchange_more_slowly() -> None:
     assert apart.exchange == pytest.approx(alone.exchange)
 
 
+def test_neighbours_on_a_machine_slow_computing_down() -> None:
+    """A worker alone on its machine has none."""
+    near, apart = Cluster(2, 2, 2, FAST, FAST), Cluster(2, 1, 1, FAST, FAST)
+    for place, times in ((near, 1.3), (apart, 1.0)):
+        crowded = estimate(WORK, replace(place, crowding=1.3), "ddp")
+        assert crowded.compute == pytest.approx(times * estimate(WORK, place, "ddp").compute)
+        assert crowded.exchange == estimate(WORK, place, "ddp").exchange
+
+
 def test_one_worker_waits_for_nobody() -> None:
     for strategy in ("ddp", "fsdp", "diloco"):
         found = estimate(WORK, cluster(1), strategy)

@@ -100,7 +100,8 @@ class Work:
 class Cluster:
     """Where it would run. per_node: workers on a machine; cores: what they share there; speed: of a worker alone,
     compared with the one that was measured. inside: the link between workers of one machine, as two of them with a core
-    each measured it. gloo: what processors exchange with; else it is nccl."""
+    each measured it. gloo: what processors exchange with; else it is nccl. crowding: times as long as alone a worker
+    computes that has others beside it, each on a core of its own."""
 
     workers: int
     per_node: int
@@ -109,6 +110,7 @@ class Cluster:
     inside: Link
     speed: float = 1.0
     gloo: bool = True
+    crowding: float = 1.0
 
     @property
     def here(self) -> int:
@@ -122,8 +124,8 @@ class Cluster:
 
     @property
     def slowdown(self) -> float:
-        """By how much workers that share cores compute more slowly."""
-        return self.sharing / self.speed
+        """By how much workers that share cores, caches and memory compute more slowly."""
+        return self.sharing / self.speed * (self.crowding if self.here > 1 else 1.0)
 
     @property
     def copies(self) -> bool:

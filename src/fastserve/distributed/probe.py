@@ -20,7 +20,7 @@ from fastserve.errors import TrainingError
 
 SMALL, LARGE = 1 << 10, 4 << 20
 """Numbers (4 bytes each) in the exchanges whose time is latency, and bandwidth."""
-TIMES = 15
+TIMES = 31
 SECONDS = 60
 
 

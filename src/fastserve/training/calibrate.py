@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -19,44 +21,74 @@ from fastserve.training.groups import use_sparse_gradients
 from fastserve.training.loop import TrainingRun
 from fastserve.types import LongArray
 
-TIMES = 7
-"""Steps of each size: the median counts."""
+STEPS = 16
+"""Batches that are measured: as short and as long as they come, since most of a step's time goes by its length."""
+DRAWN = 4 * STEPS
+"""Batches whose lengths are looked at."""
+UNDISTURBED = 0.9
+"""Share of the steps that count: the slowest had to wait for something else on the machine."""
 PARTS = (1, 2, 4)
 """Steps are measured whole, and as each of so many workers would make them."""
+CROWDED = 2
+"""The part of a step that is measured beside others."""
 
 
 def measure(run: TrainingRun) -> Work:
     """Measure `run`, which is used up by it: its weights have then made steps of no use."""
     torch.set_num_threads(1)
-    batch = run.settings.recipe.batch
-    plan = [rows for epoch in range(2) for rows in run.plan.epoch(epoch) if len(rows) == batch] or run.plan.epoch(0)
-    points = [(max(1, batch // part), _seconds(run, plan, part)) for part in PARTS]
+    batches = typical_batches(run)
+    seconds = [min(twice) for twice in zip(step_seconds(run, batches), step_seconds(run, batches), strict=True)]
+    points = list(zip([max(1, len(batches[0]) // part) for part in PARTS], seconds, strict=True))
     per_row, fixed = np.polyfit([rows for rows, _ in points], [seconds for _, seconds in points], 1)
     tables = use_sparse_gradients(run.network)
     named = dict(run.network.named_parameters())
     dense = [p for name, p in named.items() if name not in tables and p.requires_grad]
     gathered = [_bytes(p for p in block.parameters() if p.requires_grad) for block in blocks(run.network)]
     copies = 2 if run.average.weights is None else 3  # the best weights, their average
-    sharding = _sharding(run, plan) if dense else 0.0
     return Work(
-        rows=batch,
+        rows=len(batches[0]),
         fixed=max(float(fixed), 0.0),
         per_row=max(float(per_row), 1e-9),
         dense=_bytes(dense),
-        table_row=_travelling(run, plan[0], [named[name] for name in tables]) / batch,
+        table_row=_travelling(run, batches[0], [named[name] for name in tables]) / len(batches[0]),
         dense_state=_bytes(dense) * (copies + 1) + _optimizer_bytes(run),
         tables=_bytes(named[name] for name in tables),
         largest=max(gathered, default=_bytes(dense)),
-        activations=_activations(run, plan[0]) / batch,
+        activations=_activations(run, batches[0]) / len(batches[0]),
         blocks=len(gathered),
         in_blocks=sum(gathered),
-        sharding=sharding,
+        sharding=_sharding(run, batches) if dense else 0.0,
     )
 
 
-def _seconds(run: TrainingRun, plan: list[LongArray], part: int) -> float:
-    times = [_step(run, plan[number % len(plan)][::part]) for number in range(TIMES + 1)]
-    return statistics.median(times[1:])
+def typical_batches(run: TrainingRun) -> list[LongArray]:
+    """The rows of whole steps, from short to long ones."""
+    epochs = itertools.chain.from_iterable(run.plan.epoch(number) for number in range(2))
+    drawn = list(itertools.islice((rows for rows in epochs if len(rows) == run.settings.recipe.batch), DRAWN))
+    drawn = drawn or run.plan.epoch(0)[:1]
+    drawn.sort(key=lambda rows: sum(len(ragged.values) for ragged in run.train.batch(rows).inputs.values()))
+    return [drawn[round(place)] for place in np.linspace(0, len(drawn) - 1, STEPS)]
+
+
+def step_seconds(run: TrainingRun, batches: Sequence[LongArray], parts: Sequence[int] = PARTS) -> list[float]:
+    """Mean seconds of a step on every `part`-th row, for each of `parts`: they take turns."""
+    _step(run, batches[-1])
+    times = [[_step(run, rows[::part]) for part in parts] for rows in batches]
+    return [_undisturbed(each) for each in zip(*times, strict=True)]
+
+
+def crowding(run: TrainingRun, beside: Callable[[], AbstractContextManager[None]]) -> float:
+    """Times as long as alone a step takes while what `beside` starts computes as well; measured before, amid, after."""
+    batches = typical_batches(run)
+    (before,) = step_seconds(run, batches, [CROWDED])
+    with beside():
+        (amid,) = step_seconds(run, batches, [CROWDED])
+    (after,) = step_seconds(run, batches, [CROWDED])
+    return max(2 * amid / (before + after), 1.0)
+
+
+def _undisturbed(times: Sequence[float]) -> float:
+    return statistics.mean(sorted(times)[: max(1, int(len(times) * UNDISTURBED))])
 
 
 def _step(run: TrainingRun, rows: LongArray) -> float:
@@ -66,7 +98,7 @@ def _step(run: TrainingRun, rows: LongArray) -> float:
     return time.perf_counter() - start
 
 
-def _sharding(run: TrainingRun, plan: list[LongArray]) -> float:
+def _sharding(run: TrainingRun, batches: Sequence[LongArray]) -> float:
     """Seconds of a step that fsdp takes in a group of one worker, above those of `run`: the two take turns."""
     with alone_in_group(run.device):
         sharded = TrainingRun(
@@ -82,9 +114,10 @@ def _sharding(run: TrainingRun, plan: list[LongArray]) -> float:
             folder=run.checkpoints.shelf.folder,
             strategy=Fsdp(FsdpOptions(), World(device=run.device)),
         )
-        chosen = [plan[number % len(plan)][:: PARTS[-1]] for number in range(TIMES + 1)]
+        chosen = [rows[:: PARTS[-1]] for rows in batches]
+        _step(sharded, chosen[0])
         more = [_step(sharded, rows) - _step(run, rows) for rows in chosen]
-    return max(statistics.median(more[1:]), 0.0)
+    return max(statistics.median(more), 0.0)
 
 
 def _bytes(parameters: Iterable[nn.Parameter]) -> int:

@@ -15,8 +15,10 @@ from fastserve.distributed.cost import INNER_STEPS, Cluster, Estimate, Link, Wor
 from fastserve.distributed.probe import measure_inside
 from fastserve.distributed.world import ALONE
 from fastserve.training import course
-from fastserve.training.calibrate import measure
+from fastserve.training.calibrate import crowding, measure
 from fastserve.training.course import PREPARED
+from fastserve.training.neighbour import neighbours
+from fastserve.training.neighbour import neighbours
 from fastserve.training.plans import HasSizes
 from fastserve.training.runs import RunFolder
 
@@ -24,6 +26,11 @@ STRATEGIES = ("ddp", "fsdp", "diloco")
 HEADINGS = "workers  strategy        step  {rate:>10}  waiting  sent a step    memory"
 TEXTS, CONTEXTS = "texts", "contexts"
 """What the rows of a step are: texts, or as many tokens as fill a language model's context."""
+MOST_TOGETHER = 8
+"""Workers of a machine that are measured beside each other; more are taken to slow each other down no further."""
+
+MOST_TOGETHER = 8
+"""Workers of a machine that are measured beside each other; more are taken to slow each other down no further."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,24 +102,29 @@ def plan(
     """Prepare the data, measure a few steps, and estimate each strategy for each number of workers."""
     outside = None if link is None else Link.parse(link, latency)
     room = None if memory is None else float(bytes_of(memory))
-    work, network, unit = _measured(config)
-    inside = measure_inside()
     gloo = device.pick_device(config.train.device).type != "cuda"
     shared = cores or device.cores()
+    together = min(per_node or max(numbers), shared, device.cores(), MOST_TOGETHER) if gloo else 1
+    work, network, unit, crowding = _measured(config, together)
+    inside = measure_inside()
     inner = int(config.distributed.options.get("inner_steps", INNER_STEPS))
     estimates = {}
     for workers in numbers:
         here = per_node or (max(shared, 1) if outside is not None else workers)
-        cluster = Cluster(workers, min(here, workers), shared, outside or inside, inside, speed, gloo)
+        cluster = Cluster(workers, min(here, workers), shared, outside or inside, inside, speed, gloo, crowding)
         estimates[workers] = [estimate(work, cluster, each, inner_steps=inner) for each in STRATEGIES]
     return Plan(network, unit, work, inside, estimates, room)
 
 
-def _measured(config: Config) -> tuple[Work, str, str]:
-    """What a step costs, of which network, and what its rows are."""
+def _measured(config: Config, together: int) -> tuple[Work, str, str, float]:
+    """What a step costs, of which network, what its rows are, and how `together` workers of a machine slow each other
+    down."""
     with tempfile.TemporaryDirectory(prefix="fastserve-plan-") as path:
         task, folder = course.pick(config.task), RunFolder(Path(path))
         task.prepare(config, folder.data, lambda: None)
         run = task.start(config, folder, ALONE)
         unit = CONTEXTS if isinstance(run.plan, HasSizes) else TEXTS
-        return measure(run), json.loads((folder.data / PREPARED).read_text("utf-8"))["network"], unit
+        network = json.loads((folder.data / PREPARED).read_text("utf-8"))["network"]
+        work = measure(run)
+        slower = crowding(run, lambda: neighbours(config, folder.path, together - 1)) if together > 1 else 1.0
+        return work, network, unit, slower
