@@ -316,7 +316,7 @@ class Scheduler:
         works = [work for work in step.works if work.job.state is State.RUNNING]
         self.pace.measure(step, seconds)
         self.counts.prompt_tokens += step.prompt
-        decoding = max(seconds - self.outlook.cost.read(step.prompt), 0.0) / max(step.decode, 1)
+        decoding = max(seconds - self.outlook.cost.read(step.prompt), 0.0) / max(step.decoding, 1)
         for work in works:
             job = work.job
             prompt = work.count > 1

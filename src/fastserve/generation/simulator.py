@@ -19,7 +19,7 @@ from fastserve.generation.job import Job
 from fastserve.generation.limits import Limits
 from fastserve.generation.scheduler import Scheduler
 from fastserve.generation.steady import steady_steps
-from fastserve.generation.step import Step, Work
+from fastserve.generation.step import Place, Step, Work
 from fastserve.generation.step_cost import StepCost
 from fastserve.generation.traces import Request, scaled
 
@@ -84,15 +84,20 @@ class Simulation:
         if step is None:
             self._idle()
             return
-        seconds = self.cost.step(step.decode, step.prompt, step.cached)
+        seconds = self.cost.step(step.decode, step.prompt, step.cached) + self._moved(step)
         self._done(step, seconds, 1)
         if self.jump and step.decode == len(step.works):
             self._leap(step)
 
+    def _moved(self, step: Step) -> float:
+        """Seconds of the swaps before the step."""
+        return self.cost.swapped_token * sum(move.tokens for move in step.moves if not isinstance(move, Place))
+
     def _arrive(self) -> None:
+        """Whoever came during a step is there after it, as an engine takes orders between steps."""
         while self._next < len(self.requests) and self.requests[self._next].arrival <= self.now:
             request = self.requests[self._next]
-            job = Job(self._next, request.prompt, request.max_tokens, request.arrival, request.priority, request.key)
+            job = Job(self._next, request.prompt, request.max_tokens, self.now, request.priority, request.key)
             self._next += 1
             try:
                 self.scheduler.add(job, self.now)
@@ -141,6 +146,8 @@ class Simulation:
             seconds += self.cost.step(count, 0, cached + count * taken)
             taken += 1
         if taken:
+            for job in jobs:
+                self.scheduler.cache.grow(job, job.length + taken - 1 + self.scheduler.limits.drafts)
             works = tuple(Work(job, job.computed, 1, True) for job in jobs)
             self.scheduler.counts.steps += taken
             if planned >= self.scheduler.next_review:

@@ -51,10 +51,18 @@ Move = Place | SwapOut | SwapIn
 @dataclass(frozen=True, slots=True)
 class Step:
     """One forward pass. Moves are done in their order before it. decode: works of one token; prompt: tokens of all
-    other works; cached: tokens of all caches that are attended to, these included."""
+    other works; cached: tokens of all caches that are attended to, these included.
+
+    Several alike may be told as one, whose numbers are the sums of theirs.
+    """
 
     works: tuple[Work, ...]
     moves: tuple[Move, ...]
     decode: int
     prompt: int
     cached: int
+
+    @property
+    def decoding(self) -> int:
+        """Jobs that decode, however many steps are told as one."""
+        return sum(work.count == 1 for work in self.works)
