@@ -11,8 +11,8 @@ import torch.distributed as dist
 from fastserve.config import Config, load_config
 from fastserve.distributed.cost import Work
 from fastserve.distributed.world import ALONE
-from fastserve.training import course
 from fastserve.errors import TrainingError
+from fastserve.training import course
 from fastserve.training.calibrate import STEPS, crowding, measure, typical_batches
 from fastserve.training.loop import TrainingRun
 from fastserve.training.neighbour import neighbours
@@ -80,5 +80,5 @@ def processor_seconds(process: str, run: TrainingRun) -> float:
 
 def test_what_cannot_compute_beside_says_why(tmp_path: Path) -> None:
     config, _, _ = started(tmp_path, *SMALL)
-    with pytest.raises(TrainingError, match=r"failed: .*nowhere", 1):
+    with pytest.raises(TrainingError, match=r"failed: .*nowhere"), neighbours(config, tmp_path / "nowhere", 1):
         pass

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from fastserve.errors import ConfigError
 
@@ -79,7 +80,8 @@ class Work:
     optimizer and copies of the parameters that can be sharded. tables: bytes of the tables' weights. largest: bytes of
     the weights that are whole at a time. activations: bytes a row. blocks: parts of the network that fsdp exchanges one
     by one; in_blocks: bytes of their weights, among `dense`. sharding: seconds that fsdp computes in a step besides,
-    whatever the rows: it copies weights and gradients together and apart.
+    whatever the rows: it copies weights and gradients together and apart. jitter: relative standard deviation of what
+    equal steps take.
     """
 
     rows: int
@@ -94,6 +96,13 @@ class Work:
     blocks: int = 0
     in_blocks: int = 0
     sharding: float = 0.0
+    jitter: float = 0.0
+
+    def waiting(self, workers: int, steps: int = 1) -> float:
+        """By what share of a step the slowest of `workers` is expected behind their mean, where they meet once in
+        `steps` (normal order statistics after Blom 1958)."""
+        slowest = NormalDist().inv_cdf((workers - 0.375) / (workers + 0.25)) if workers > 1 else 0.0
+        return self.jitter * slowest / math.sqrt(steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +199,7 @@ def estimate(work: Work, cluster: Cluster, strategy: str, *, inner_steps: int = 
     workers = cluster.workers
     own = work.sharding if strategy == "fsdp" and workers > 1 else 0.0
     compute = (work.fixed + work.per_row * work.rows / workers + own) * cluster.slowdown
+    compute *= 1 + work.waiting(workers, inner_steps if strategy == "diloco" else 1)
     dense, rest = Exchange(), Exchange()
     if workers > 1 and strategy == "diloco":
         rest = all_reduce((work.dense + work.tables) * MOVEMENT, cluster) * (1 / inner_steps)

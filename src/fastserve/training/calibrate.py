@@ -19,7 +19,7 @@ from fastserve.distributed.world import World, alone_in_group
 from fastserve.training.activations import watching
 from fastserve.training.groups import use_sparse_gradients
 from fastserve.training.loop import TrainingRun
-from fastserve.types import LongArray
+from fastserve.types import FloatArray, LongArray
 
 STEPS = 16
 """Batches that are measured: as short and as long as they come, since most of a step's time goes by its length."""
@@ -31,13 +31,17 @@ PARTS = (1, 2, 4)
 """Steps are measured whole, and as each of so many workers would make them."""
 CROWDED = 2
 """The part of a step that is measured beside others."""
+MEDIAN_SQUARE = 0.6745
+"""Of a normal distribution, the median distance from its mean in standard deviations: a few outliers do not count."""
 
 
 def measure(run: TrainingRun) -> Work:
     """Measure `run`, which is used up by it: its weights have then made steps of no use."""
     torch.set_num_threads(1)
     batches = typical_batches(run)
-    seconds = [min(twice) for twice in zip(step_seconds(run, batches), step_seconds(run, batches), strict=True)]
+    _step(run, batches[-1])
+    twice = np.stack([_times(run, batches, PARTS) for _ in range(2)])
+    seconds = [_undisturbed(times) for times in twice.min(0).T]
     points = list(zip([max(1, len(batches[0]) // part) for part in PARTS], seconds, strict=True))
     per_row, fixed = np.polyfit([rows for rows, _ in points], [seconds for _, seconds in points], 1)
     tables = use_sparse_gradients(run.network)
@@ -58,6 +62,7 @@ def measure(run: TrainingRun) -> Work:
         blocks=len(gathered),
         in_blocks=sum(gathered),
         sharding=_sharding(run, batches) if dense else 0.0,
+        jitter=_jitter(twice[:, :, -1]),
     )
 
 
@@ -67,28 +72,33 @@ def typical_batches(run: TrainingRun) -> list[LongArray]:
     drawn = list(itertools.islice((rows for rows in epochs if len(rows) == run.settings.recipe.batch), DRAWN))
     drawn = drawn or run.plan.epoch(0)[:1]
     drawn.sort(key=lambda rows: sum(len(ragged.values) for ragged in run.train.batch(rows).inputs.values()))
-    return [drawn[round(place)] for place in np.linspace(0, len(drawn) - 1, STEPS)]
+    return [drawn[int(len(drawn) * (place + 0.5) / STEPS)] for place in range(STEPS)]
 
 
-def step_seconds(run: TrainingRun, batches: Sequence[LongArray], parts: Sequence[int] = PARTS) -> list[float]:
-    """Mean seconds of a step on every `part`-th row, for each of `parts`: they take turns."""
-    _step(run, batches[-1])
-    times = [[_step(run, rows[::part]) for part in parts] for rows in batches]
-    return [_undisturbed(each) for each in zip(*times, strict=True)]
+def _times(run: TrainingRun, batches: Sequence[LongArray], parts: Sequence[int]) -> FloatArray:
+    """float (batches, parts): seconds of a step on every `part`-th row of each batch."""
+    return np.array([[_step(run, rows[::part]) for part in parts] for rows in batches])
+
+
+def _jitter(twice: FloatArray) -> float:
+    """The relative standard deviation of the seconds that equal steps take. twice: float (2, steps)."""
+    first, second = twice
+    differences = (first - second) / twice.mean(0)
+    return float(np.sqrt(np.median(differences**2) / 2) / MEDIAN_SQUARE)
 
 
 def crowding(run: TrainingRun, beside: Callable[[], AbstractContextManager[None]]) -> float:
     """Times as long as alone a step takes while what `beside` starts computes as well; measured before, amid, after."""
     batches = typical_batches(run)
-    (before,) = step_seconds(run, batches, [CROWDED])
+    before = _undisturbed(_times(run, batches, [CROWDED])[:, 0])
     with beside():
-        (amid,) = step_seconds(run, batches, [CROWDED])
-    (after,) = step_seconds(run, batches, [CROWDED])
+        amid = _undisturbed(_times(run, batches, [CROWDED])[:, 0])
+    after = _undisturbed(_times(run, batches, [CROWDED])[:, 0])
     return max(2 * amid / (before + after), 1.0)
 
 
-def _undisturbed(times: Sequence[float]) -> float:
-    return statistics.mean(sorted(times)[: max(1, int(len(times) * UNDISTURBED))])
+def _undisturbed(times: FloatArray) -> float:
+    return float(np.sort(times)[: max(1, int(len(times) * UNDISTURBED))].mean())
 
 
 def _step(run: TrainingRun, rows: LongArray) -> float:

@@ -14,10 +14,12 @@ from fastserve.config import Config
 from fastserve.distributed.cost import INNER_STEPS, Cluster, Estimate, Link, Work, bytes_of, estimate, recommend
 from fastserve.distributed.probe import measure_inside
 from fastserve.distributed.world import ALONE
+from fastserve.errors import TrainingError
+from fastserve.log import warn
 from fastserve.training import course
 from fastserve.training.calibrate import crowding, measure
 from fastserve.training.course import PREPARED
-from fastserve.training.neighbour import neighbours
+from fastserve.training.loop import TrainingRun
 from fastserve.training.neighbour import neighbours
 from fastserve.training.plans import HasSizes
 from fastserve.training.runs import RunFolder
@@ -29,21 +31,20 @@ TEXTS, CONTEXTS = "texts", "contexts"
 MOST_TOGETHER = 8
 """Workers of a machine that are measured beside each other; more are taken to slow each other down no further."""
 
-MOST_TOGETHER = 8
-"""Workers of a machine that are measured beside each other; more are taken to slow each other down no further."""
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Estimates for each number of workers, one for each strategy. memory: bytes of a worker, where they are known.
 
-    unit: what rows are, TEXTS or CONTEXTS.
+    unit: what rows are, TEXTS or CONTEXTS. crowding: times as long as alone that a worker with others beside it
+    computes, each on a core of its own.
     """
 
     network: str
     unit: str
     work: Work
     inside: Link
+    crowding: float
     estimates: dict[int, list[Estimate]]
     memory: float | None
 
@@ -53,6 +54,7 @@ class Plan:
             "unit": self.unit,
             "work": asdict(self.work),
             "link_inside": asdict(self.inside),
+            "crowding": self.crowding,
             "plans": [self._json_of(workers, found) for workers, found in self.estimates.items()],
         }
 
@@ -68,7 +70,8 @@ class Plan:
             f"{self.network}: {work.rows} {self.unit} a step, "
             f"{1e3 * (work.fixed + work.per_row * work.rows):,.1f} ms on one core; "
             f"{work.dense / 1e6:,.1f} MB of gradients travel{self._of_tables()}",
-            f"between processes here: {self.inside.bandwidth / 1e9:.2f} GB/s, {self.inside.latency * 1e6:.0f} us",
+            f"between processes here: {self.inside.bandwidth / 1e9:.2f} GB/s, {self.inside.latency * 1e6:.0f} us; "
+            f"side by side they compute {self.crowding:.2f} times as long as alone",
             "",
             HEADINGS.format(rate=f"{self.unit}/s"),
         ]
@@ -105,15 +108,15 @@ def plan(
     gloo = device.pick_device(config.train.device).type != "cuda"
     shared = cores or device.cores()
     together = min(per_node or max(numbers), shared, device.cores(), MOST_TOGETHER) if gloo else 1
-    work, network, unit, crowding = _measured(config, together)
+    work, network, unit, slower = _measured(config, together)
     inside = measure_inside()
     inner = int(config.distributed.options.get("inner_steps", INNER_STEPS))
     estimates = {}
     for workers in numbers:
         here = per_node or (max(shared, 1) if outside is not None else workers)
-        cluster = Cluster(workers, min(here, workers), shared, outside or inside, inside, speed, gloo, crowding)
+        cluster = Cluster(workers, min(here, workers), shared, outside or inside, inside, speed, gloo, slower)
         estimates[workers] = [estimate(work, cluster, each, inner_steps=inner) for each in STRATEGIES]
-    return Plan(network, unit, work, inside, estimates, room)
+    return Plan(network, unit, work, inside, slower, estimates, room)
 
 
 def _measured(config: Config, together: int) -> tuple[Work, str, str, float]:
@@ -126,5 +129,13 @@ def _measured(config: Config, together: int) -> tuple[Work, str, str, float]:
         unit = CONTEXTS if isinstance(run.plan, HasSizes) else TEXTS
         network = json.loads((folder.data / PREPARED).read_text("utf-8"))["network"]
         work = measure(run)
-        slower = crowding(run, lambda: neighbours(config, folder.path, together - 1)) if together > 1 else 1.0
-        return work, network, unit, slower
+        return work, network, unit, _crowding(run, config, folder, together) if together > 1 else 1.0
+
+
+def _crowding(run: TrainingRun, config: Config, folder: RunFolder, together: int) -> float:
+    """1 where it cannot be measured, as where the memory has no room for several."""
+    try:
+        return crowding(run, lambda: neighbours(config, folder.path, together - 1))
+    except TrainingError as error:
+        warn(f"workers of one machine are taken not to slow each other down, which was not measured: {error}")
+        return 1.0
