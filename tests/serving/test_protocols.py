@@ -207,7 +207,9 @@ def test_paths_about_the_server(serve: Callable[..., Any]) -> None:
     assert client.get("/v1/models/sentiment").json().items() >= {"name": "sentiment", "ready": True}.items()
     assert client.get("/v1/models").json()["data"][0]["id"] == "sentiment"
     assert client.get("/").json() == {"status": "alive"}
-    assert "<textarea" in client.get("/", headers={"accept": "text/html"}).text
+    page = client.get("/", headers={"accept": "text/html"}).text
+    assert "<textarea" in page
+    assert page == client.get("/labels").text != client.get("/write").text
     assert client.post("/v2/models/sentiment/versions/1/infer", json={"inputs": [TENSOR]}).status_code == 200
 
 

@@ -50,6 +50,8 @@ class App:
         """Path to method to what answers, of what every server has."""
         return {
             "/": {"GET": self._front},
+            "/labels": {"GET": lambda _: pages.labels()},
+            "/write": {"GET": lambda _: pages.write()},
             "/docs": {"GET": lambda _: pages.docs()},
             "/openapi.json": {"GET": lambda _: json_reply(openapi.document(self.slots, self.options))},
             "/metrics": {"GET": self._metrics},
@@ -193,9 +195,10 @@ class App:
 
     def _front(self, exchange: Exchange) -> Reply:
         """The page for a browser; for a program the sign of life that the KServe v1 client looks for."""
-        if b"text/html" in exchange.headers.get(b"accept", b""):
-            return pages.front()
-        return json_reply({"status": "alive"})
+        if b"text/html" not in exchange.headers.get(b"accept", b""):
+            return json_reply({"status": "alive"})
+        loaded = [slot.current for slot in self.slots.values() if slot.current is not None]
+        return pages.labels() if not loaded or any("predict" in each.verbs for each in loaded) else pages.write()
 
     def _metrics(self, exchange: Exchange) -> Reply:
         self.set_gauges()

@@ -72,7 +72,7 @@ def _description(options: ServeOptions) -> str:
 
 
 def _about_paths() -> Json:
-    ready = _ref("Ready")
+    ready, page = _ref("Ready"), {"200": _text("text/html", "Page")}
     return {
         "/": {"get": _operation("front", "Sign of life; for browsers a page to try the model", {"200": _front()})},
         "/v1/models": {"get": _operation("listModels", "The models", {"200": _json("Models", _ref("Models"))})},
@@ -86,7 +86,9 @@ def _about_paths() -> Json:
             )
         },
         "/metrics": {"get": _operation("metrics", "Prometheus metrics", {"200": _text("text/plain", "Metrics")})},
-        "/docs": {"get": _operation("docs", "This document, for reading", {"200": _text("text/html", "Page")})},
+        "/labels": {"get": _operation("labels", "A page to try models that label texts", page)},
+        "/write": {"get": _operation("write", "A page to try models that write", page)},
+        "/docs": {"get": _operation("docs", "This document, for reading", page)},
         "/openapi.json": {"get": _operation("openapi", "This document", {"200": _json("OpenAPI", {"type": "object"})})},
     }
 

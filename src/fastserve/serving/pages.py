@@ -19,9 +19,14 @@ _HEADERS = (
 )
 
 
-def front() -> Reply:
-    """Try a model in the browser."""
-    return Reply(200, _read("front.html"), _HTML, _HEADERS)
+def labels() -> Reply:
+    """Try models that label texts in the browser."""
+    return Reply(200, _read("labels.html"), _HTML, _HEADERS)
+
+
+def write() -> Reply:
+    """Try models that write in the browser."""
+    return Reply(200, _read("write.html"), _HTML, _HEADERS)
 
 
 def docs() -> Reply:
