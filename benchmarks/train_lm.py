@@ -3,9 +3,10 @@
     python benchmarks/train_lm.py TRAIN.jsonl [--validation DEV.jsonl] [--text COLUMN] [--seconds 300]
             [--network decoder-15m] [--rounds 1] [--sides fastserve plain trainer]
 
-All three train the same decoder (same sizes, the tokenizer that FastServe learned, the same initial scale) and are
-judged on the same validation rows: bits for each character. `plain` is a loop as nanoGPT has it: tokens of all
-documents in one stream, random windows of the context, AdamW with warm-up and cosine, logits of all tokens at once.
+All three train the same decoder (same sizes, the tokenizer that FastServe learned, the same initial scale) in the same
+precision, bfloat16 where the processor multiplies it, and are judged on the same validation rows: bits for each
+character. `plain` is a loop as nanoGPT has it: tokens of all documents in one stream, random windows of the context,
+AdamW with warm-up and cosine, logits of all tokens at once.
 `trainer` has a `LlamaForCausalLM`, one document a row, padded to the longest of the batch, and AdamW as Trainer sets it
 up. Each plans its schedule for as many steps as fit the time, by the speed of its first steps, which are thrown away.
 Each side is a process of its own, and the sides take turns. Needs the extra `benchmark`.
@@ -30,6 +31,8 @@ import numpy as np
 
 SIDES = ("fastserve", "plain", "trainer")
 TRIAL_STEPS = 6
+PASSED = ("seconds", "context", "batch", "precision")
+"""Options that a side's process is given."""
 
 
 def main() -> None:
@@ -62,6 +65,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="contexts in a step")
     parser.add_argument("--seconds", type=float, default=300, help="of training, for each side")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--rate", type=float, help="learning rate of plain and trainer; default: 1e-3")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -69,7 +73,7 @@ def arguments() -> argparse.Namespace:
 
 
 def run(side: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    words = [word for name in ("seconds", "context", "batch") for word in (f"--{name}", str(getattr(options, name)))]
+    words = [word for name in PASSED for word in (f"--{name}", str(getattr(options, name)))]
     rate = ["--rate", str(options.rate)] if options.rate else []
     command = [sys.executable, __file__, str(folder), "--side", side, *words, *rate]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -99,6 +103,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> None:
         f"text.vocabulary_size={options.vocabulary}",
         f"model.network={options.network}",
         f"train.batch={options.batch}",
+        f"train.precision={options.precision}",
         "train.early_stopping=0",
         *([f"data.validation={options.validation}"] if options.validation else []),
         *([f"data.columns.text={options.text}"] if options.text else []),
@@ -211,6 +216,7 @@ def with_plain(folder: Path, options: argparse.Namespace) -> dict[str, float]:
         np.concatenate([b.inputs["tokens"].values for b in job.setup.prepared.train.in_order(1 << 16)])
     )
     torch.manual_seed(0)
+    precision = computed_in(options)
     model = llama(job, context=options.context)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.rate or 1e-3, betas=(0.9, 0.95), weight_decay=0.1)
     start = {name: value.clone() for name, value in model.state_dict().items()}
@@ -218,8 +224,9 @@ def with_plain(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     def step(rate: float = 0.0) -> int:
         at = torch.randint(len(stream) - options.context - 1, (options.batch,)).tolist()
         ids = torch.stack([stream[place : place + options.context + 1] for place in at]).long()
-        logits = model(input_ids=ids[:, :-1]).logits
-        loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            logits = model(input_ids=ids[:, :-1]).logits
+            loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
@@ -304,11 +311,19 @@ def hugging_trainer(
         logging_steps=10**9,
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
+        bf16=computed_in(options) == torch.bfloat16,
         remove_unused_columns=False,
     )
     return transformers.Trainer(
         model, settings, train_dataset=list(documents(job)), data_collator=collate, callbacks=[Steps()]
     )
+
+
+def computed_in(options: argparse.Namespace) -> Any:
+    """The torch type of matrix products."""
+    from fastserve import device
+
+    return device.pick_precision(options.precision, device.pick_device())
 
 
 def documents(job: Job) -> Iterator[Any]:
