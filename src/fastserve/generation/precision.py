@@ -112,10 +112,11 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
         rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
     packed = torch.ops.quantized.linear_prepack(rounded, _floats(bias))
     multiply = torch.ops.quantized.linear_dynamic
+    # sums of two products stay within 16 bits, which instruction sets before VNNI need, with inputs of 7 bits
+    narrow = not {"avx512_vnni", "avx_vnni"} & device.processor_flags()
 
     def linear(tokens: Tensor) -> Tensor:
-        # sums of two products stay within 16 bits, which instruction sets before VNNI need, with inputs of 7 bits
-        found: Tensor = multiply(tokens, packed, reduce_range=True)
+        found: Tensor = multiply(tokens, packed, reduce_range=narrow)
         return found
 
     return linear
