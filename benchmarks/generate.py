@@ -1,43 +1,45 @@
 """Tokens per second of FastServe and its peers, writing with the same random weights on the same cores.
 
-    python benchmarks/generate.py [--sizes 15m 125m 500m] [--concurrency 1 8 32] [--rounds 3] [--only NAME ...]
-        [--peer-python PYTHON]
+    python benchmarks/generate.py [--sizes 15m 125m 500m] [--concurrency 1 8 32] [--rounds 3] [--only TEXT ...]
+        [--seconds 180] [--results FILE] [--peer-python PYTHON]
 
-Each writes 64 tokens after prompts of 128, greedily. Every contestant is a process of its own that is asked in turns,
-and medians over the rounds are compared, since machines are noisy. Prefill is how fast prompts are read until all texts
-have their first token; decode, how fast all tokens after it come. Beside it stands what share of the memory's measured
-bandwidth the weights took in decode. The peers live in a Python of their own, made by:
+Each reads prompts of 128 tokens and writes 64 after each, greedily. Every contestant is a process of its own; they are
+asked in turns, and medians over the rounds are compared, since machines are noisy. Prefill is how fast prompts are read
+until all texts have their first token; decode, how fast all tokens after it come. Beside them stands what share they
+are of what the machine can do: of the bandwidth at which it reads weights, and of its matrix products in the precision
+(float16, whose weights alone are of 16 bits, has those of bfloat16 as its measure).
 
-    python -m venv peers
-    peers/bin/pip install openvino-genai "optimum-intel[openvino]" ctranslate2
+Contestants of one class (float32; 16 bits; 8 bits) are compared with each other alone. "As float32" is of how many of
+eight texts the first token, and of how many all 24 tokens, are those that transformers writes in float32: all of them
+where float32 is computed, but for near-ties, of which random weights have many. Who gives no answer in `--seconds` is
+ended, and told so.
+
+--only: those whose names contain one of the texts; --results: a JSON file to which what is found is added, and of which
+all is shown, so that sizes and contestants can be measured one after the other (all at once do not fit into a small
+machine at 500m). Peers that are not installed are left out; `generate_peers.py` says how to install them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
+import math
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+
+from generate_peers import CLASSES, CONTESTANTS, SIZES, Failed, Worker, cores, hidden_weights, save
 
 PROMPT, OUTPUT = 128, 64
-SIZES: dict[str, dict[str, Any]] = {
-    "15m": {"layers": 8, "dim": 384, "context": 512, "vocabulary": 8_192},
-    "125m": {"layers": 16, "dim": 768, "context": 2_048, "vocabulary": 32_768},
-    "500m": {"layers": 26, "dim": 1_280, "context": 2_048, "vocabulary": 32_768},
-}
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
-Write = Callable[[list[list[int]], int], int]
-"""Prompts and how many tokens to write for each, to how many were written."""
+CHECKED_TEXTS, CHECKED_TOKENS = 8, 24
+TRUTH = "transformers generate float32"
+Rates = tuple[float, float]
+"""Prefill and decode, tokens per second."""
 
 
 def main() -> None:
@@ -45,329 +47,228 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", default=list(CONTESTANTS), choices=list(CONTESTANTS))
+    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT")
+    parser.add_argument("--seconds", type=float, default=180.0, help="most that an answer may take")
+    parser.add_argument("--results", type=Path)
     parser.add_argument("--peer-python", default=sys.executable)
-    parser.add_argument("--worker", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.worker:
-        work(asked.worker[0], Path(asked.worker[1]))
-        return
-    bandwidth = measured_bandwidth()
-    print(f"memory: {bandwidth / 1e9:.1f} GB/s read; {cores()} cores", flush=True)
+    found = Results.read(asked.results)
+    found.machine = {what: max(value, found.machine.get(what, 0.0)) for what, value in measured_machine().items()}
     for size in asked.sizes:
         with tempfile.TemporaryDirectory() as folder:
-            weights = save(size, Path(folder))
-            results = compare(asked, Path(folder), SIZES[size]["vocabulary"])
-            show(size, weights, results, bandwidth, asked.concurrency)
-
-
-# One size
+            save(size, Path(folder))
+            for _ in compare(asked, Path(folder), found.sizes.setdefault(size, {})):
+                found.write(asked.results)
+        show(size, found)
 
 
 @dataclass
-class Worker:
-    """A contestant's process, which answers a line with a line."""
+class Found:
+    """Of one contestant. rates: by concurrency, of each round; alike: checked texts that begin and that are as in
+    float32."""
 
-    name: str
-    process: subprocess.Popen[str]
+    rates: dict[int, list[Rates]] = field(default_factory=dict)
+    alike: tuple[int, int] = (0, 0)
+
+    def medians(self, counts: Sequence[int], part: int) -> dict[int, float]:
+        """By concurrency, of prefill (0) or decode (1); not a number where nothing was measured."""
+        return {
+            count: statistics.median(one[part] for one in self.rates[count]) if self.rates.get(count) else math.nan
+            for count in counts
+        }
+
+
+@dataclass
+class Results:
+    """machine: the best that was measured, bytes or operations a second; sizes: by size and name of the contestant."""
+
+    machine: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, dict[str, Found]] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, name: str, folder: Path, python: str) -> Worker:
-        environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-        command = [python, "-W", "ignore", __file__, "--worker", name, str(folder)]
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
-        return cls(name, process)
+    def read(cls, file: Path | None) -> Results:
+        if file is None or not file.exists():
+            return cls()
+        kept = json.loads(file.read_text("utf-8"))
+        sizes = {
+            size: {
+                name: Found(
+                    {int(count): [(p, d) for p, d in rounds] for count, rounds in one["rates"].items()}, one["alike"]
+                )
+                for name, one in found.items()
+            }
+            for size, found in kept["sizes"].items()
+        }
+        return cls(kept["machine"], sizes)
 
-    def ask(self, question: Any) -> Any:
-        """Its answer; None where it has ended."""
-        try:
-            _pipe(self.process.stdin).write(json.dumps(question) + "\n")
-            _pipe(self.process.stdin).flush()
-        except BrokenPipeError:
-            return None
-        for line in _pipe(self.process.stdout):
-            if line.startswith('{"answer"'):
-                return json.loads(line)["answer"]
-        return None
-
-    def end(self) -> str:
-        """The last line that it complained with."""
-        _, complaints = self.process.communicate()
-        return next((line for line in reversed(complaints.splitlines()) if line.strip()), "")
+    def write(self, file: Path | None) -> None:
+        if file is not None:
+            sizes = {size: {name: vars(one) for name, one in found.items()} for size, found in self.sizes.items()}
+            file.write_text(json.dumps({"machine": self.machine, "sizes": sizes}, indent=1) + "\n", "utf-8")
 
 
-def _pipe(pipe: IO[str] | None) -> IO[str]:
-    if pipe is None:
-        raise ValueError("the process has no pipe")
-    return pipe
+# Measuring
 
 
-Results = dict[str, dict[int, list[tuple[float, float]]]]
-"""Contestant and concurrency to (prefill, decode) tokens per second of each round."""
-
-
-def compare(asked: argparse.Namespace, folder: Path, vocabulary: int) -> Results:
-    workers = []
-    for name in asked.only:
-        worker = Worker.start(name, folder, asked.peer_python if CONTESTANTS[name].is_peer else sys.executable)
-        ready = worker.ask("ready")
-        if ready is None:
-            print(f"{name}: left out: {worker.end()}", flush=True)
-        else:
-            workers.append(worker)
-            print(f"{name}: ready after {ready:.1f} s", flush=True)
-    results: Results = defaultdict(lambda: defaultdict(list))
+def compare(asked: argparse.Namespace, folder: Path, found: dict[str, Found]) -> Iterator[int]:
+    """Add the rates of all contestants that were asked for and that can take part, one concurrency after the other."""
+    vocabulary = SIZES[(folder / "size").read_text()]["vocabulary"]
     draws = random.Random(0)
+    checked = _prompts(draws, vocabulary, CHECKED_TEXTS)
+    truth = _truth(folder, asked, checked)
+    workers = _started(asked, folder, checked, truth, found)
     for concurrency in asked.concurrency:
+        rounds: dict[str, list[Rates]] = {}
         for turn in range(asked.rounds):
-            prompts = [[draws.randrange(8, vocabulary) for _ in range(PROMPT)] for _ in range(concurrency)]
-            for worker in workers:
-                found = rates(worker, prompts, warm=turn == 0)
-                if found is not None:
-                    results[worker.name][concurrency].append(found)
-                    print(f"  {worker.name} at {concurrency}: {found[0]:,.0f} {found[1]:,.0f}", file=sys.stderr)
+            prompts = _prompts(draws, vocabulary, concurrency)
+            for worker in list(workers):
+                try:
+                    rates = _rates(worker, prompts, asked.seconds, warm=turn == 0)
+                except Failed as error:
+                    print(f"{worker.name} at {concurrency}: ended: {error}", flush=True)
+                    workers.remove(worker)
+                    continue
+                rounds.setdefault(worker.name, []).append(rates)
+                print(f"  {worker.name} at {concurrency}: {rates[0]:,.0f} {rates[1]:,.0f}", file=sys.stderr)
+        for name, rates_of in rounds.items():
+            found.setdefault(name, Found()).rates[concurrency] = rates_of
+        yield concurrency
     for worker in workers:
         worker.end()
-    return results
 
 
-def rates(worker: Worker, prompts: list[list[int]], *, warm: bool) -> tuple[float, float] | None:
-    if warm:
-        worker.ask([prompts, 2])
-    first, whole = worker.ask([prompts, 1]), worker.ask([prompts, OUTPUT])
-    if first is None or whole is None or whole[1] != len(prompts) * OUTPUT:
-        return None
-    later = len(prompts) * (OUTPUT - 1)
-    return len(prompts) * PROMPT / first[0], later / max(whole[0] - first[0], 1e-9)
+def _prompts(draws: random.Random, vocabulary: int, count: int) -> list[list[int]]:
+    return [[draws.randrange(8, vocabulary) for _ in range(PROMPT)] for _ in range(count)]
 
 
-def show(size: str, weights: int, results: Results, bandwidth: float, concurrency: Sequence[int]) -> None:
-    print(f"\n{size}: {weights / 1e6:.1f} M weights; tokens/s at concurrency {', '.join(map(str, concurrency))}")
-    print("| engine | prefill | decode | share of bandwidth |\n|---|---|---|---|")
-    for name, found in results.items():
-        read = weights * BYTES[CONTESTANTS[name].precision]
-        medians = {
-            count: [statistics.median(one[part] for one in rounds) for part in (0, 1)]
-            for count, rounds in found.items()
-        }
-        columns = [
-            " / ".join(f"{medians[count][part]:,.0f}" if count in medians else "-" for count in concurrency)
-            for part in (0, 1)
-        ]
-        shares = " / ".join(
-            f"{medians[count][1] / count * read / bandwidth:.0%}" if count in medians else "-" for count in concurrency
+def _truth(folder: Path, asked: argparse.Namespace, prompts: list[list[int]]) -> list[list[int]]:
+    worker = Worker.start(TRUTH, folder, sys.executable)
+    try:
+        worker.ask("ready", asked.seconds)
+        return worker.written(prompts, CHECKED_TOKENS, asked.seconds)[1]
+    finally:
+        worker.end()
+
+
+def _started(
+    asked: argparse.Namespace,
+    folder: Path,
+    prompts: list[list[int]],
+    truth: list[list[int]],
+    found: dict[str, Found],
+) -> list[Worker]:
+    """Those that could be made ready and write texts of the right lengths."""
+    workers = []
+    for name, contestant in CONTESTANTS.items():
+        if not any(text in name for text in asked.only):
+            continue
+        worker = Worker.start(name, folder, asked.peer_python if contestant.is_peer else sys.executable)
+        try:
+            ready = worker.ask("ready", asked.seconds)
+            texts = worker.written(prompts, CHECKED_TOKENS, asked.seconds)[1]
+        except Failed as error:
+            print(f"{name}: left out: {error}", flush=True)
+            continue
+        first, whole = (
+            sum(text[:end] == true[:end] for text, true in zip(texts, truth, strict=True)) for end in (1, None)
         )
-        print(f"| {name} | {columns[0]} | {columns[1]} | {shares} |", flush=True)
+        found.setdefault(name, Found()).alike = first, whole
+        workers.append(worker)
+        print(f"{name}: ready after {ready:.1f} s; of {len(truth)} texts {first} begin and {whole} are as in float32")
+        if whole < len(truth) and contestant.precision == "float32":
+            print(f"{name}: NOT THE SAME TEXTS, in the same precision")
+    return workers
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
+def _rates(worker: Worker, prompts: list[list[int]], seconds: float, *, warm: bool) -> Rates:
+    """Failed where there is no right answer in time."""
+    if warm:
+        worker.written([prompt[:16] for prompt in prompts], 2, seconds)
+    first, _ = worker.written(prompts, 1, seconds)
+    whole, _ = worker.written(prompts, OUTPUT, seconds)
+    if whole <= first:
+        worker.end()
+        raise Failed(f"{OUTPUT} tokens took {whole:.2f} s and the first {first:.2f} s: nothing was measured")
+    return len(prompts) * PROMPT / first, len(prompts) * (OUTPUT - 1) / (whole - first)
 
 
-def measured_bandwidth() -> float:
-    """Bytes a second that all cores read."""
+def measured_machine() -> dict[str, float]:
+    """Bytes a second that all cores read ("memory"), and operations a second of matrix products by class."""
     import torch
 
     torch.set_num_threads(cores())
     block = torch.ones(64 << 20)
-    best = float("inf")
-    for _ in range(5):
+    wide = torch.randn(2048, 2048)
+    half, eighth = wide.bfloat16(), wide.to(torch.int8)
+    operations = 2 * 2048**3
+    return {
+        "memory": block.nbytes / _fastest(block.sum),
+        "float32": operations / _fastest(lambda: wide @ wide),
+        "16 bits": operations / _fastest(lambda: half @ half),
+        "8 bits": operations / _fastest(lambda: torch._int_mm(eighth, eighth)),
+    }
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of some calls."""
+    taken = []
+    for _ in range(8):
         begun = time.perf_counter()
-        block.sum()
-        best = min(best, time.perf_counter() - begun)
-    return block.nbytes / best
+        call()
+        taken.append(time.perf_counter() - begun)
+    return min(taken)
 
 
-# The network
+# Showing
 
 
-def options_of(size: str) -> tuple[dict[str, Any], int]:
-    options = dict(SIZES[size])
-    return options, options.pop("vocabulary")
+def show(size: str, results: Results) -> None:
+    found, machine = results.sizes[size], results.machine
+    weights = hidden_weights(size)
+    counts = sorted({count for one in found.values() for count in one.rates})
+    peaks = ", ".join(f"{name} {machine[name] / 1e9:,.0f} GFLOP/s" for name in CLASSES)
+    print(f"\n{cores()} cores; memory {machine['memory'] / 1e9:.1f} GB/s read; {peaks}")
+    print(f"{size}: {weights.all / 1e6:.1f} M weights; tokens/s at concurrency {', '.join(map(str, counts))}")
+    for kind, precisions in CLASSES.items():
+        names = [name for name in found if CONTESTANTS[name].precision in precisions]
+        if not names:
+            continue
+        print(f"\n| {kind} | prefill | share of products | decode | share of memory | as float32: first token, text |")
+        print("|---|---|---|---|---|---|")
+        for name in names:
+            prefill, decode = found[name].medians(counts, 0), found[name].medians(counts, 1)
+            operations, read = 2 * weights.hidden, weights.all * CONTESTANTS[name].bytes
+            columns = [
+                _row(prefill, "{:,.0f}"),
+                _row({count: rate * operations / machine[kind] for count, rate in prefill.items()}, "{:.0%}"),
+                _row(decode, "{:,.0f}"),
+                _row({count: rate / count * read / machine["memory"] for count, rate in decode.items()}, "{:.0%}"),
+                " / ".join(map(str, found[name].alike)),
+            ]
+            print(f"| {name} | {' | '.join(columns)} |")
+        _show_ratios({name: found[name] for name in names}, counts)
+    sys.stdout.flush()
 
 
-def save(size: str, folder: Path) -> int:
-    """A Hugging Face folder with random weights; how many."""
-    import torch
-    from safetensors.torch import save_file
-
-    from fastserve.models.decoder import Decoder, DecoderOptions
-    from fastserve.models.network import NetworkShape
-
-    torch.manual_seed(0)
-    options, vocabulary = options_of(size)
-    network = Decoder(DecoderOptions(**options), NetworkShape({"tokens": vocabulary}, vocabulary))
-    for name, content in network.files().items():
-        (folder / name).write_text(content)
-    (folder / "size").write_text(size)
-    save_file(network.state_dict(), folder / "model.safetensors", {"format": "pt"})
-    return sum(parameter.numel() for parameter in network.parameters())
+def _row(rates: Mapping[int, float], form: str) -> str:
+    """At each concurrency; a dash where there is none."""
+    return " / ".join("-" if math.isnan(rate) else form.format(rate) for rate in rates.values())
 
 
-# Contestants
-
-
-def work(name: str, folder: Path) -> None:
-    begun = time.perf_counter()
-    write = CONTESTANTS[name].make(folder, CONTESTANTS[name].precision)
-    for line in sys.stdin:
-        question = json.loads(line)
-        if question == "ready":
-            answer: Any = time.perf_counter() - begun
-        else:
-            started = time.perf_counter()
-            count = write(*question)
-            answer = [time.perf_counter() - started, count]
-        print("\n" + json.dumps({"answer": answer}), flush=True)
-
-
-def fastserve(folder: Path, precision: str) -> Write:
-    import torch
-    from safetensors.torch import load_file
-
-    from fastserve.generation.engine import Engine
-    from fastserve.generation.orders import EngineOptions, Order
-    from fastserve.generation.sampling import Sampling
-    from fastserve.models.decoder import Decoder, DecoderOptions
-    from fastserve.models.network import NetworkShape
-
-    torch.set_num_threads(cores())
-    options, vocabulary = options_of((folder / "size").read_text())
-    network = Decoder(DecoderOptions(**options), NetworkShape({"tokens": vocabulary}, vocabulary))
-    network.load_state_dict(load_file(folder / "model.safetensors"))
-    network.eval().requires_grad_(False)
-    engine = Engine(network, None, EngineOptions(precision=precision, prefix_cache=False, speculation=0))
-    engine.prepare()
-
-    def write(prompts: list[list[int]], tokens: int) -> int:
-        for place, prompt in enumerate(prompts):
-            engine.add(Order(str(place), prompt, Sampling(temperature=0, max_tokens=tokens)))
-        count = 0
-        while engine.has_work:
-            count += len(engine.step())
-        return count
-
-    return write
-
-
-def _transformers(folder: Path, precision: str) -> Any:
-    import torch
-    import transformers
-
-    torch.set_num_threads(cores())
-    automatic: Any = transformers.AutoModelForCausalLM
-    return automatic.from_pretrained(folder, dtype=getattr(torch, precision), attn_implementation="sdpa").eval()
-
-
-def generate(folder: Path, precision: str) -> Write:
-    import torch
-
-    model = _transformers(folder, precision)
-
-    def write(prompts: list[list[int]], tokens: int) -> int:
-        ids = torch.tensor(prompts)
-        mask = torch.ones_like(ids)
-        found = model.generate(
-            ids, attention_mask=mask, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=0
-        )
-        return int(found[:, ids.shape[1] :].numel())
-
-    return write
-
-
-def continuous(folder: Path, precision: str) -> Write:
-    from transformers import GenerationConfig
-
-    model = _transformers(folder, precision)
-
-    def write(prompts: list[list[int]], tokens: int) -> int:
-        asked = GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        found = model.generate_batch(inputs=prompts, generation_config=asked, progress_bar=False)
-        return sum(len(one.generated_tokens) for one in found.values())
-
-    return write
-
-
-def openvino(folder: Path, precision: str) -> Write:
-    import numpy as np
-    import openvino_genai as genai
-    from openvino import Tensor
-    from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
-
-    rounded = OVWeightQuantizationConfig(bits=8) if precision == "int8" else None
-    exported = folder / f"openvino-{precision}"
-    model = OVModelForCausalLM.from_pretrained(folder, export=True, quantization_config=rounded, load_in_8bit=False)
-    if rounded is None:
-        model.half()
-    model.save_pretrained(exported)
-    scheduler = genai.SchedulerConfig()
-    scheduler.cache_size = 2
-    scheduler.enable_prefix_caching = False
-    pipeline = genai.ContinuousBatchingPipeline(
-        str(exported), scheduler_config=scheduler, device="CPU", tokenizer=_no_tokenizer(genai), properties={}
-    )
-
-    def write(prompts: list[list[int]], tokens: int) -> int:
-        asked = genai.GenerationConfig(max_new_tokens=tokens, ignore_eos=True, do_sample=False)
-        ids = [Tensor(np.array([prompt], np.int64)) for prompt in prompts]
-        return sum(len(one.m_generation_ids[0]) for one in pipeline.generate(ids, [asked] * len(ids)))
-
-    return write
-
-
-def _no_tokenizer(genai: Any) -> Any:
-    return genai.Tokenizer("", "", "", "")
-
-
-def ctranslate2(folder: Path, precision: str) -> Write:
-    import ctranslate2 as library
-    import transformers
-    from ctranslate2.converters import TransformersConverter
-
-    exported = folder / "ctranslate2"
-    if not exported.exists():
-        tokens = {f"t{number}": number for number in range(options_of((folder / "size").read_text())[1])}
-        transformers.PreTrainedTokenizerFast(tokenizer_object=_words(tokens), unk_token="t0").save_pretrained(folder)
-        TransformersConverter(str(folder)).convert(str(exported))
-    generator = library.Generator(str(exported), device="cpu", compute_type=precision, intra_threads=cores())
-
-    def write(prompts: list[list[int]], tokens: int) -> int:
-        words = [[f"t{number}" for number in prompt] for prompt in prompts]
-        found = generator.generate_batch(
-            words, max_length=tokens, min_length=tokens, include_prompt_in_result=False, beam_size=1
-        )
-        return sum(len(one.sequences_ids[0]) for one in found)
-
-    return write
-
-
-def _words(tokens: dict[str, int]) -> Any:
-    import tokenizers
-
-    return tokenizers.Tokenizer(tokenizers.models.WordLevel(tokens, unk_token="t0"))
-
-
-@dataclass(frozen=True)
-class Contestant:
-    make: Callable[[Path, str], Write]
-    precision: str
-    is_peer: bool = False
-    """Whether it needs the peers' Python."""
-
-
-CONTESTANTS = {
-    "fastserve float32": Contestant(fastserve, "float32"),
-    "fastserve float16": Contestant(fastserve, "float16"),
-    "fastserve int8": Contestant(fastserve, "int8"),
-    "transformers generate float32": Contestant(generate, "float32"),
-    "transformers generate bfloat16": Contestant(generate, "bfloat16"),
-    "transformers continuous batching float32": Contestant(continuous, "float32"),
-    "openvino genai float16": Contestant(openvino, "float16", is_peer=True),
-    "openvino genai int8": Contestant(openvino, "int8", is_peer=True),
-    "ctranslate2 float32": Contestant(ctranslate2, "float32", is_peer=True),
-    "ctranslate2 int8": Contestant(ctranslate2, "int8", is_peer=True),
-}
+def _show_ratios(found: dict[str, Found], counts: Sequence[int]) -> None:
+    """The best of ours over the best of the others."""
+    for part, what in enumerate(("prefill", "decode")):
+        ratios = []
+        for count in counts:
+            rates = {name: one.medians(counts, part)[count] for name, one in found.items()}
+            rates = {name: rate for name, rate in rates.items() if not math.isnan(rate)}
+            ours = [name for name in rates if name.startswith("fastserve")]
+            peers = [name for name in rates if name not in ours]
+            if ours and peers:
+                best, peer = max(ours, key=rates.__getitem__), max(peers, key=rates.__getitem__)
+                ratios.append(f"{rates[best] / rates[peer]:.2f} at {count} (over {peer})")
+        if ratios:
+            print(f"{what}, ours over the best peer: {', '.join(ratios)}")
 
 
 if __name__ == "__main__":
