@@ -6,7 +6,8 @@
 TRACE is a file as `fastserve simulate` reads it. Parameters were chosen on the first half of each trace; the last half
 is reported, `--requests` of it. The last line is JSON: a list of runs. Against fcfs: how many times lower the mean
 completion is, p99 completion, seconds of steps for the same work (throughput), and mean completion of the longest
-tenth of the requests, which is what the gain costs.
+tenth of the requests, which is what the gain costs. `schedule_engine.py` measures profiles, and how far a real engine
+is from what is foretold.
 """
 
 from __future__ import annotations

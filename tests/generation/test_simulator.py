@@ -21,10 +21,12 @@ LIMITS = Limits(slots=8, rows=12, blocks=2048, chunk=128)
 
 
 def test_one_request_takes_what_its_steps_take() -> None:
-    cost = StepCost((1, 2), (0.1, 0.2), prompt_token=0.001, cached_token=0.0001, swapped_token=0.0)
+    cost = StepCost(
+        (1, 2), (0.1, 0.2), 0.001, cached_token=0.0001, swapped_token=0.0, prompt_pair=1e-6, prompt_start=0.01
+    )
     request = Request(3.0, 200, 3, 10)
     outcome = simulate([request], "fcfs", LIMITS, cost)
-    first = 0.1 + 0.128 + 0.0128 + 0.1 + 0.072 + 0.02
+    first = 0.1 + 0.128 + 0.0128 + 0.1 + 0.072 + 0.02 + 1e-6 * (200 * 201 / 2) + 2 * 0.01
     assert outcome.first[0] == pytest.approx(first)
     assert outcome.completion[0] == pytest.approx(first + 0.1 + 0.0201 + 0.1 + 0.0202)
     assert alone(request, cost, LIMITS) == pytest.approx(outcome.completion[0])

@@ -23,7 +23,7 @@ class Outlook:
     def ahead(self, job: Job, cached: int = 0) -> float:
         """What the job still takes, as expected: what it has to read, of which `cached` tokens are there, and write."""
         unread = max(job.unread - cached, 1)
-        return unread * self.cost.prompt_token + self.tokens(job) * self._token
+        return self.cost.read(unread, job.computed + cached) + self.tokens(job) * self._token
 
     def tokens(self, job: Job) -> float:
         """How many more tokens it is expected to write."""

@@ -9,6 +9,7 @@ from fastserve.generation.cache import NOTHING, Prefix
 from fastserve.generation.job import Job, State
 from fastserve.generation.lines import Entry, Standing, merge
 from fastserve.generation.step import Move, Place, Step, SwapIn, SwapOut, Work
+from fastserve.generation.step_cost import pairs
 
 if TYPE_CHECKING:
     from fastserve.generation.scheduler import Scheduler
@@ -30,7 +31,7 @@ class Planning:
         """Whether jobs without a cache may still be taken up in this step."""
         self.works: list[Work] = []
         self.moves: list[Move] = []
-        self._decode = self._cached = 0
+        self._decode = self._cached = self._pairs = 0
         self.taken: set[int] = set()
         self.evicted: dict[int, Job] = {}
         """Who had a cache in place before and has none now."""
@@ -49,7 +50,7 @@ class Planning:
         if not self.works:
             return None
         prompt = self._limits.chunk - self._budget
-        return Step(tuple(self.works), tuple(self.moves), self._decode, prompt, self._cached)
+        return Step(tuple(self.works), tuple(self.moves), self._decode, prompt, self._cached, self._pairs)
 
     def _candidates(self) -> Iterator[Entry]:
         scheduler = self._scheduler
@@ -89,6 +90,7 @@ class Planning:
         else:
             count = min(unread, self._budget)
             self._budget -= count
+            self._pairs += pairs(count, job.computed)
         self._cached += job.computed + count
         self.works.append(Work(job, job.computed, count, count == unread))
         self.taken.add(job.id)

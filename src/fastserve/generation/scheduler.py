@@ -316,11 +316,12 @@ class Scheduler:
         works = [work for work in step.works if work.job.state is State.RUNNING]
         self.pace.measure(step, seconds)
         self.counts.prompt_tokens += step.prompt
-        decoding = max(seconds - self.outlook.cost.read(step.prompt), 0.0) / max(step.decoding, 1)
+        read = sum(self.outlook.cost.read(work.count, work.start) for work in step.works if work.count > 1)
+        decoding = max(seconds - read, 0.0) / max(step.decoding, 1)
         for work in works:
             job = work.job
             prompt = work.count > 1
-            self.shares.charge(job.key, self.outlook.cost.read(work.count) if prompt else decoding)
+            self.shares.charge(job.key, self.outlook.cost.read(work.count, work.start) if prompt else decoding)
             job.service += seconds
             job.stint += seconds
             job.computed = work.start + work.count

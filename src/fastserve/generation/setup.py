@@ -112,5 +112,5 @@ class Setup:
     def scheduler(self) -> Scheduler:
         limits = self.limits()
         seconds = self.options.profile_seconds
-        cost = profile(self.fast, limits.slots, seconds=seconds) if seconds else SMALL_DECODER
+        cost = profile(Runner(self.fast, limits.slots), limits.slots, seconds=seconds) if seconds else SMALL_DECODER
         return Scheduler.create(self.options.policy, limits, cost)

@@ -84,7 +84,8 @@ class Simulation:
         if step is None:
             self._idle()
             return
-        seconds = self.cost.step(step.decode, step.prompt, step.cached) + self._moved(step)
+        seconds = self.cost.step(step.decode, step.prompt, step.cached, step.pairs, step.prompts)
+        seconds += self._moved(step)
         self._done(step, seconds, 1)
         if self.jump and step.decode == len(step.works):
             self._leap(step)
@@ -157,16 +158,13 @@ class Simulation:
 
 def alone(request: Request, cost: StepCost, limits: Limits) -> float:
     """Seconds from arrival to the end where nobody else is there and nothing of the prompt is in the cache."""
-    chunks = -(-request.prompt // limits.chunk)
-    read = sum(min((chunk + 1) * limits.chunk, request.prompt) for chunk in range(chunks))
+    starts = range(0, request.prompt, limits.chunk)
+    counts = [min(limits.chunk, request.prompt - start) for start in starts]
+    reading = sum(cost.read(count, start) for count, start in zip(counts, starts, strict=True) if count > 1)
+    cached = sum(count + start for count, start in zip(counts, starts, strict=True))
     decode = request.output - 1
     attended = decode * request.prompt + decode * (decode + 1) // 2
-    return (
-        chunks * cost.decode(0)
-        + cost.read(request.prompt)
-        + decode * cost.decode(1)
-        + cost.cached_token * (read + attended)
-    )
+    return len(starts) * cost.decode(0) + reading + decode * cost.decode(1) + cost.cached_token * (cached + attended)
 
 
 def simulate(
@@ -196,9 +194,11 @@ def capacity_seconds(requests: Sequence[Request], limits: Limits, cost: StepCost
     while scheduler.waiting.count:
         simulation.advance()
     token = cost.share(scheduler.batch)
-    read, written = sum(request.prompt for request in requests), sum(request.output for request in requests)
-    so_far = cost.read(scheduler.counts.prompt_tokens) + token * scheduler.counts.written_tokens
-    return simulation.now * (cost.read(read) + token * written) / so_far
+    read = sum(cost.read(request.prompt) for request in requests)
+    written = sum(request.output for request in requests)
+    share = scheduler.counts.prompt_tokens / sum(request.prompt for request in requests)
+    so_far = read * share + token * scheduler.counts.written_tokens
+    return simulation.now * (read + token * written) / so_far
 
 
 def at_load(requests: Sequence[Request], load: float, limits: Limits, cost: StepCost) -> list[Request]:

@@ -51,7 +51,8 @@ Move = Place | SwapOut | SwapIn
 @dataclass(frozen=True, slots=True)
 class Step:
     """One forward pass. Moves are done in their order before it. decode: works of one token; prompt: tokens of all
-    other works; cached: tokens of all caches that are attended to, these included.
+    other works; cached: tokens of all caches that are attended to, these included; pairs: tokens that each token of the
+    other works attends to, in all.
 
     Several alike may be told as one, whose numbers are the sums of theirs.
     """
@@ -61,8 +62,14 @@ class Step:
     decode: int
     prompt: int
     cached: int
+    pairs: int = 0
 
     @property
     def decoding(self) -> int:
         """Jobs that decode, however many steps are told as one."""
         return sum(work.count == 1 for work in self.works)
+
+    @property
+    def prompts(self) -> int:
+        """Jobs of which more than one token is read."""
+        return sum(work.count > 1 for work in self.works)

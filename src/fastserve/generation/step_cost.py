@@ -12,6 +12,8 @@ from typing import Any
 from fastserve.errors import ConfigError
 
 _KEYS = ("batches", "seconds", "prompt_token", "cached_token", "swapped_token")
+_MORE = ("prompt_pair", "prompt_start")
+"""That a profile need not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,9 @@ class StepCost:
     """A profile. seconds[i]: of a step in which batches[i] jobs decode with an empty cache, rising, at least two sizes.
 
     prompt_token: seconds for each token that is read beyond; cached_token: for each token of the caches that are
-    attended to; swapped_token: to bring a token's cache to host memory, or back.
+    attended to; swapped_token: to bring a token's cache to host memory, or back; prompt_pair: for each token that one
+    of a prompt attends to, by which a long prompt takes longer than several short ones; prompt_start: for each prompt
+    of a step, whatever is read of it.
     """
 
     batches: tuple[int, ...]
@@ -28,6 +32,8 @@ class StepCost:
     cached_token: float
     swapped_token: float
     origin: str = ""
+    prompt_pair: float = 0.0
+    prompt_start: float = 0.0
 
     def __post_init__(self) -> None:
         if len(self.batches) < 2 or len(self.batches) != len(self.seconds):
@@ -36,8 +42,8 @@ class StepCost:
             raise ConfigError("batches and seconds of a profile must rise")
         if self.batches[0] < 1 or min(self.seconds[0], self.prompt_token) <= 0:
             raise ConfigError("batches, seconds and prompt_token of a profile must be above 0")
-        if min(self.cached_token, self.swapped_token) < 0:
-            raise ConfigError("cached_token and swapped_token of a profile must not be negative")
+        if min(getattr(self, name) for name in (*_KEYS[3:], *_MORE)) < 0:
+            raise ConfigError(f"{', '.join((*_KEYS[3:], *_MORE))} of a profile must not be negative")
 
     def decode(self, jobs: int) -> float:
         """Seconds of a step in which so many jobs decode, their caches aside; linear between batches."""
@@ -49,13 +55,15 @@ class StepCost:
         slope = (seconds[after] - seconds[after - 1]) / (high - low)
         return seconds[after - 1] + (jobs - low) * slope
 
-    def step(self, decode: int, prompt: int, cached: int) -> float:
-        """Seconds of a step: jobs that decode, tokens that others read, tokens of all caches."""
-        return self.decode(decode) + prompt * self.prompt_token + cached * self.cached_token
+    def step(self, decode: int, prompt: int, cached: int, pairs: int = 0, prompts: int = 0) -> float:
+        """Seconds of a step, by its numbers (`Step`)."""
+        read = prompt * self.prompt_token + pairs * self.prompt_pair + prompts * self.prompt_start
+        return self.decode(decode) + read + cached * self.cached_token
 
-    def read(self, tokens: int) -> float:
-        """Seconds that reading so many tokens of a prompt adds to steps."""
-        return tokens * self.prompt_token
+    def read(self, tokens: int, start: int = 0) -> float:
+        """Seconds that reading so many tokens of a prompt, after its first `start`, adds to a step."""
+        begun = self.prompt_start if tokens > 1 else 0.0
+        return begun + tokens * self.prompt_token + pairs(tokens, start) * self.prompt_pair
 
     def share(self, batch: int, cached: float = 0.0) -> float:
         """Seconds of the machine that a token of one among `batch` jobs takes; cached: tokens of its own cache."""
@@ -78,7 +86,7 @@ class StepCost:
         return next(batch for batch, seconds in enumerate(spent, 1) if seconds * (1 - loss) <= least)
 
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in (*_KEYS, "origin")}
+        return {name: getattr(self, name) for name in (*_KEYS, *_MORE, "origin")}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str = "the profile") -> StepCost:
@@ -94,6 +102,7 @@ class StepCost:
                 float(value["cached_token"]),
                 float(value["swapped_token"]),
                 str(value.get("origin", "")),
+                *(float(value.get(name, 0.0)) for name in _MORE),
             )
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{where} is not a profile: {error}; expected numbers") from None
@@ -108,6 +117,11 @@ class StepCost:
         if not isinstance(value, dict):
             raise ConfigError(f"profile {path}: expected an object, found {type(value).__name__}")
         return cls.from_json(value, f"profile {path}")
+
+
+def pairs(tokens: int, start: int = 0) -> int:
+    """How many tokens, themselves included, so many tokens after the first `start` of a text attend to."""
+    return tokens * start + tokens * (tokens + 1) // 2
 
 
 SMALL_DECODER = StepCost(
