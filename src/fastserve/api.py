@@ -29,13 +29,17 @@ Chat = Sequence[Mapping[str, str] | Message]
 class Model:
     """A trained model: answers, is evaluated, saved and published.
 
-    version: where it stands in the registry, if it does.
+    version: where it stands in the registry, if it does. tensor_parallel: processes that share the network of a model
+    that writes.
     """
 
-    def __init__(self, bundle: Bundle, *, version: Version | None = None, runtime: str = "auto") -> None:
+    def __init__(
+        self, bundle: Bundle, *, version: Version | None = None, runtime: str = "auto", tensor_parallel: int = 1
+    ) -> None:
         self.bundle = bundle
         self.version = version
         self.runtime = runtime
+        self.tensor_parallel = tensor_parallel
 
     def __repr__(self) -> str:
         return f"Model({self.reference}, {self.bundle.manifest.network.name})"
@@ -51,6 +55,8 @@ class Model:
 
     @functools.cached_property
     def predictor(self) -> Predictor:
+        if self.tensor_parallel > 1:
+            raise ConfigError(f"{self.reference} gives labels: tensor_parallel is for models that write")
         return Predictor(self.bundle, self.runtime)
 
     @functools.cached_property
@@ -58,7 +64,7 @@ class Model:
         """What a model of the task generation writes with. ConfigError for another."""
         from fastserve.bundle.writer import Writer
 
-        return Writer(self.bundle)
+        return Writer(self.bundle, tensor_parallel=self.tensor_parallel)
 
     @property
     def writes(self) -> bool:
@@ -216,13 +222,17 @@ def plan(config: Config, **options: Any) -> Plan:
     return run(config, **options)
 
 
-def load(reference: str | Path, *, runtime: str = "auto") -> Model:
-    """A model by `name`, `name@3`, `name@alias` or folder. A bare name: its production version, or else the newest."""
+def load(reference: str | Path, *, runtime: str = "auto", tensor_parallel: int = 1) -> Model:
+    """A model by `name`, `name@3`, `name@alias` or folder. A bare name: its production version, or else the newest.
+
+    tensor_parallel: processes of this machine that share the network of a model that writes; one model for each
+    process of Python.
+    """
     registry = Registry(home())
     folder = registry.resolve(str(reference))
     published = folder.parent.parent == registry.store.folder
     version = Version(folder.parent.name, int(folder.name), folder) if published else None
-    return Model(Bundle.load(folder), version=version, runtime=runtime)
+    return Model(Bundle.load(folder), version=version, runtime=runtime, tensor_parallel=tensor_parallel)
 
 
 def evaluate(reference: str | Path, data: str | Path, **options: Any) -> Report:

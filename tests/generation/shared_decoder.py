@@ -1,13 +1,15 @@
 """A process that has its share of a small decoder.
 
-    python shared_decoder.py ADDRESS RANK PROCESSES FORM TIED [SECONDS]
+    python shared_decoder.py PORT RANK PROCESSES FORM TIED PRECISION [SECONDS]
 
-The first one prints what it wrote, and stays for so many seconds.
+The first one prints the logits after the prompt and what it wrote, and stays for so many seconds.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import sys
 import time
 
@@ -15,14 +17,19 @@ import torch
 import torch.distributed as dist
 
 from fastserve.generation import parallel
+from fastserve.generation.engine import Engine
 from fastserve.generation.job import Job
+from fastserve.generation.orders import EngineOptions, Order
+from fastserve.generation.precision import Precision
 from fastserve.generation.runner import Part, Runner
+from fastserve.generation.sampling import Sampling
 from fastserve.generation.step import Place, SwapIn, SwapOut
 from fastserve.models.decoder import Decoder, DecoderOptions
 from fastserve.models.network import NetworkShape
 from fastserve.models.tensor_parallel import split
 
 VOCABULARY, PROMPT, TOKENS = 61, [5, 9, 2, 40, 33, 7, 7, 18], 24
+PROMPTS = [PROMPT[:length] for length in (3, 8, 5, 2, 7)]
 
 
 def decoder(form: str, tied: bool) -> Decoder:
@@ -56,18 +63,56 @@ def greedy(runner: Runner, tokens: int) -> list[int]:
     return written
 
 
+def crowd(shared: parallel.SharedNetwork, precision: Precision) -> tuple[list[list[int]], int]:
+    """What an engine writes where each text that comes is more important than those before it."""
+    options = EngineOptions(
+        precision=precision, policy="priority", slots=2, rows=3, cache_tokens=160, speculation=2, tensor_parallel=2
+    )
+    seconds = itertools.count()  # a second between two looks, so that every text has had its time
+    engine = Engine(shared, None, options, clock=lambda: float(next(seconds)))
+    texts: list[list[int]] = [[] for _ in PROMPTS]
+    for step in itertools.count():
+        if step % 4 == 0 and step // 4 < len(PROMPTS):
+            sampling = Sampling(temperature=0, max_tokens=TOKENS)
+            engine.add(Order(str(step // 4), PROMPTS[step // 4], sampling, priority=-step))
+        for output in engine.step():
+            assert output.error is None, output.error
+            texts[int(output.id)].append(output.token)
+        if not engine.has_work:
+            return texts, engine.stats().preemptions_total
+    raise AssertionError("unreachable")
+
+
+def lead(share: Decoder, precision: Precision, seconds: float) -> None:
+    shared = parallel.SharedNetwork(share)
+    form = shared.form(precision, {})
+    first = form.runner(1).read([Part(0, 0, PROMPT, 1)])
+    written = greedy(form.runner(4), TOKENS)
+    (plain,) = shared.greedy([PROMPT], TOKENS, eos=())
+    texts, preemptions = crowd(shared, precision)
+    told = {
+        "logits": first[0].tolist(),
+        "written": written,
+        "plain": plain.ids,
+        "bytes": shared.weight_bytes,
+        "texts": texts,
+        "preemptions": preemptions,
+    }
+    print(json.dumps(told), flush=True)
+    time.sleep(seconds)
+    shared.close()
+
+
 def main() -> None:
-    address, rank, processes, form, tied, *seconds = sys.argv[1:]
-    parallel.join(address, int(rank), int(processes))
-    network = split(decoder(form, tied == "tied"), int(rank), int(processes))
+    port, rank, processes, form, tied, precision, *seconds = sys.argv[1:]
+    store = dist.TCPStore("127.0.0.1", int(port), is_master=rank == "0", wait_for_workers=False)
+    parallel.join(store, int(rank), int(processes))
+    share = split(decoder(form, tied == "tied"), int(rank), int(processes))
     if rank == "0":
-        runner = parallel.LeadingRunner(network, 4)
-        print(json.dumps(greedy(runner, TOKENS)), flush=True)
-        time.sleep(sum(map(float, seconds)))
-        runner.close()
+        lead(share, precision, sum(map(float, seconds)))  # type: ignore[arg-type]
     else:
-        parallel.follow(Runner(network, 4))
-    dist.destroy_process_group()
+        parallel.follow(share)
+        os._exit(0)
 
 
 if __name__ == "__main__":

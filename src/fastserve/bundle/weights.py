@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,30 @@ def write_weights(path: Path, weights: Mapping[str, Array | Tensor]) -> None:
 def read_weights(path: Path) -> dict[str, Array]:
     """Tensors by name as views into the mapped file: nothing is copied, and processes share the pages until one
     writes to them. Only bfloat16, which numpy lacks, becomes float32 (with the same values)."""
+    return dict(open_weights(path))
+
+
+class MappedWeights(Mapping[str, Array]):
+    """Tensors of a mapped file, each read when it is asked for. header: by name what safetensors says of a tensor."""
+
+    def __init__(self, path: Path, mapped: mmap.mmap, start: int, header: Mapping[str, Any]) -> None:
+        self._path, self._mapped, self._start, self._header = path, mapped, start, header
+
+    def __getitem__(self, name: str) -> Array:
+        return _view(self._mapped, self._start, self._header[name], f"{self._path}: {name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._header)
+
+    def __len__(self) -> int:
+        return len(self._header)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._header[name]["shape"])
+
+
+def open_weights(path: Path) -> MappedWeights:
+    """What `read_weights` gives, a tensor at a time."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -56,7 +80,7 @@ def read_weights(path: Path) -> dict[str, Array]:
     start = 8 + int.from_bytes(mapped[:8], "little")
     header = json.loads(mapped[8:start])
     header.pop("__metadata__", None)
-    return {name: _view(mapped, start, entry, f"{path}: {name}") for name, entry in header.items()}
+    return MappedWeights(path, mapped, start, header)
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -31,16 +31,17 @@ SCORED_TOKENS = 16_384
 class Writer:
     """Writes with a bundle of the task generation. What it needs is read when it is first used.
 
-    place: a device name as torch knows it, or auto.
+    place: a device name as torch knows it, or auto; tensor_parallel: processes that share the network (on the
+    processor), of which this is the first.
     """
 
-    def __init__(self, bundle: Bundle, place: str = "auto") -> None:
+    def __init__(self, bundle: Bundle, place: str = "auto", *, tensor_parallel: int = 1) -> None:
         if bundle.manifest.task != "generation":
             raise ConfigError(
                 f"{bundle.folder} is a model for {bundle.manifest.task}, which gives labels; only one for generation "
                 "writes: use predict"
             )
-        self.bundle, self.place = bundle, place
+        self.bundle, self.place, self.tensor_parallel = bundle, place, tensor_parallel
 
     @functools.cached_property
     def pipeline(self) -> WritingPipeline:
@@ -48,6 +49,10 @@ class Writer:
 
     @functools.cached_property
     def network(self) -> CausalNetwork:
+        if self.tensor_parallel > 1:
+            from fastserve.bundle.shares import share_network
+
+            return share_network(self.bundle, self.tensor_parallel, self.place)
         from fastserve.bundle.runtimes.torch import build_network
 
         network = build_network(self.bundle).to(device.pick_device(self.place))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastserve.cli.sections import parallel_option
 from fastserve.errors import ConfigError, DataError
 from fastserve.types import Message
 
@@ -21,14 +22,15 @@ HELP = "an empty line or /exit ends, /reset forgets what was said"
 @click.argument("model")
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--system", help="What the assistant is told before the conversation.")
-def chat(model: str, settings: tuple[str, ...], system: str | None) -> None:
+@parallel_option
+def chat(model: str, settings: tuple[str, ...], system: str | None, tensor_parallel: int) -> None:
     """Talk to MODEL, a line at a time. KEY=VALUE: sampling settings, for instance temperature=0.7 max_tokens=200.
 
     A model that was trained on texts or prompts, not on conversations, writes on from each line anew.
     """
     from fastserve import api
 
-    loaded = api.load(model)
+    loaded = api.load(model, tensor_parallel=tensor_parallel)
     sampling = api.sampling(settings)
     talk = Talk(loaded, sampling, system)
     if sys.stdin.isatty():

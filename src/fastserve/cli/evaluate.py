@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from fastserve.cli.main import json_option, show
+from fastserve.cli.sections import parallel_option
 from fastserve.config import Columns
 
 
@@ -22,6 +23,7 @@ from fastserve.config import Columns
 @click.option(
     "--form", help="An exact form that its texts must have, 五言绝句 say; 'prompt' where the prompts of --data name it."
 )
+@parallel_option
 @json_option
 def evaluate(
     model: str,
@@ -33,6 +35,7 @@ def evaluate(
     separator: str | None,
     questions: str | None,
     form: str | None,
+    tensor_parallel: int,
     as_json: bool,
 ) -> None:
     """Judge MODEL on a file of labelled texts, or compare it with another."""
@@ -40,7 +43,7 @@ def evaluate(
     from fastserve.evaluation.text import comparison_text, report_text
 
     columns = Columns(text=text_column, label=label_column, separator=separator)
-    loaded = api.load(model)
+    loaded = api.load(model, tensor_parallel=tensor_parallel)
     if against is None:
         report = loaded.evaluate(data, out=out, questions=questions, form=form, columns=columns)
         result, text = report.to_json(), report_text(report)

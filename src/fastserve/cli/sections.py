@@ -12,6 +12,13 @@ from fastserve.config import Section
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+parallel_option = click.option(
+    "--tensor-parallel",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Processes that share the network of a model that writes.",
+)
+
 
 def options_of(section: type[Section], *, without: Sequence[str] = ()) -> Callable[[Command], Command]:
     """A decorator that adds an option for each field: `max_texts` becomes --max-texts; checks stay with the section.

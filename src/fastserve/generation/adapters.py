@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from fastserve.errors import ConfigError
 from fastserve.generation.precision import Linear
 from fastserve.models.lora import PREFIX, WEIGHTS
+from fastserve.models.tensor_parallel import share_of_change
 
 CONFIG = "adapter_config.json"
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
@@ -44,17 +45,18 @@ class LowRank:
 
 
 class Adapters:
-    """network: which they are for; folders: by name, as `peft` writes them.
+    """network: which they are for; folders: by name, as `peft` writes them; part: (rank, processes), where the network
+    is this process's share of one.
 
     ConfigError for a folder that is none or does not fit the network.
     """
 
-    def __init__(self, network: Any, folders: Mapping[str, Path]) -> None:
+    def __init__(self, network: Any, folders: Mapping[str, Path], part: tuple[int, int] = (0, 1)) -> None:
         self._paths = {id(module): name for name, module in network.named_modules()}
         sizes = {
             name: module for name, module in network.named_modules() if getattr(module, "weight", None) is not None
         }
-        self._tables = {name: _read(folder, sizes) for name, folder in folders.items()}
+        self._tables = {name: _read(folder, sizes, part) for name, folder in folders.items()}
         self._layout: list[tuple[str, Tensor]] = []
 
     @property
@@ -110,7 +112,7 @@ def _joined(parts: Sequence[LowRank | None], outputs: Sequence[int]) -> LowRank:
     return LowRank(torch.cat([part.down for part in there]), up)
 
 
-def _read(folder: Path, layers: Mapping[str, nn.Module]) -> dict[str, LowRank]:
+def _read(folder: Path, layers: Mapping[str, nn.Module], part: tuple[int, int]) -> dict[str, LowRank]:
     """What an adapter adds, by the names of the network's layers."""
     try:
         config = json.loads((folder / CONFIG).read_text("utf-8"))
@@ -125,16 +127,22 @@ def _read(folder: Path, layers: Mapping[str, nn.Module]) -> dict[str, LowRank]:
             raise ConfigError(f"{folder}: an adapter with {name} = {config[name]!r} cannot be served beside others")
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     paths = sorted({name[len(PREFIX) :].removesuffix(DOWN).removesuffix(UP) for name in weights})
-    return {path: _low_rank(folder, path, weights, layers, scale) for path in paths}
+    return {path: _low_rank(folder, path, weights, layers, scale, part) for path in paths}
 
 
 def _low_rank(
-    folder: Path, path: str, weights: Mapping[str, Tensor], layers: Mapping[str, nn.Module], scale: float
+    folder: Path,
+    path: str,
+    weights: Mapping[str, Tensor],
+    layers: Mapping[str, nn.Module],
+    scale: float,
+    part: tuple[int, int],
 ) -> LowRank:
     down, up = weights.get(PREFIX + path + DOWN), weights.get(PREFIX + path + UP)
     layer = layers.get(path)
     if down is None or up is None or layer is None:
         raise ConfigError(f"{folder / WEIGHTS} does not fit this network, which has no linear layer '{path}'")
+    down, up = share_of_change(path, down, up, *part)
     shape = layer.get_parameter("weight").shape
     wanted = tuple(shape) if type(layer).__name__ == "Conv1D" else (shape[1], shape[0])
     if (down.shape[1], up.shape[0]) != wanted:

@@ -72,7 +72,7 @@ class Engine:
 
     @cached_property
     def runner(self) -> Runner:
-        return Runner(self._setup.fast, self.scheduler.limits.rows, self._setup.adapters)
+        return self._setup.runner(self.scheduler.limits.rows)
 
     @cached_property
     def _grammars(self) -> Grammars:

@@ -19,6 +19,7 @@ from fastserve.models.attention import PackedCausal
 from fastserve.models.causal import Attention, CausalNetwork
 from fastserve.models.causal_folder import CausalFromFolder
 from fastserve.models.decoder import EPSILON, Decoder
+from fastserve.models.tensor_parallel import Sum, SummedLinear
 
 FAMILY = ("llama", "qwen2", "qwen3", "mistral")
 """Model types of `transformers` that compute as `Decoder` does, but for biases, windows and scaled positions."""
@@ -176,7 +177,8 @@ def _body(network: CausalNetwork) -> Any:
     else:
         return None
     linears = [module for module in body.modules() if module is not body and isinstance(module, nn.Linear)]
-    adapted = any(type(module) is not nn.Linear for module in linears) or len(linears) != 7 * len(body.layers)
+    known = all(type(module) in (nn.Linear, SummedLinear) for module in linears)
+    adapted = not known or len(linears) != 7 * len(body.layers)
     return None if adapted else body
 
 
@@ -202,7 +204,8 @@ def _layer(block: Any, call: Call, precision: Precision, dtype: torch.dtype, wra
 
     def joined(*layers: nn.Linear) -> Linear:
         weight, bias = _together(layers)
-        return wrap(layers, linear_of(weight, bias, precision))
+        linear = wrap(layers, linear_of(weight, bias, precision))
+        return _summed(linear, layers[0].sum_up) if isinstance(layers[0], SummedLinear) else linear
 
     return Layer(
         Norm.of(block.input_layernorm, dtype),
@@ -214,6 +217,11 @@ def _layer(block: Any, call: Call, precision: Precision, dtype: torch.dtype, wra
         joined(feed.down_proj),
         call,
     )
+
+
+def _summed(linear: Linear, sum_up: Sum) -> Linear:
+    """Of a share of the inputs."""
+    return lambda tokens: sum_up(linear(tokens))
 
 
 def _together(layers: tuple[nn.Linear, ...]) -> tuple[Tensor, Tensor | None]:

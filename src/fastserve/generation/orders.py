@@ -82,6 +82,9 @@ class EngineOptions(Section):
         "auto", description="most tokens of prompts that are read in one step, between which texts go on"
     )
     block_size: Positive = Field(16, description="tokens of a block, in which the cache is counted and prefixes shared")
+    tensor_parallel: Positive = Field(
+        1, description="processes that share one network, each with its part of the weights and of the cache"
+    )
     prefix_cache: bool = Field(True, description="whether a prompt's beginning that was read before is remembered")
     max_waiting_tokens: Positive = Field(
         65_536, description="tokens of waiting prompts and of what they may write; what is more is turned away"

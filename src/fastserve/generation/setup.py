@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from fastserve import device
-from fastserve.generation.adapters import Adapters
-from fastserve.generation.fast_decoder import fast_form
+from fastserve.errors import ConfigError
+from fastserve.generation.forms import Form, form_of
 from fastserve.generation.limits import Limits
 from fastserve.generation.network import Decodes
 from fastserve.generation.orders import EngineOptions
-from fastserve.generation.precision import Precision, lighter, pick, unwrapped
+from fastserve.generation.parallel import SharedForm, SharedNetwork
+from fastserve.generation.precision import Precision, pick
 from fastserve.generation.profile import profile
 from fastserve.generation.runner import Part, Runner
 from fastserve.generation.scheduler import Scheduler
@@ -33,28 +34,38 @@ UNKNOWN_MEMORY = 2 << 30
 
 
 class Setup:
-    """Of a network and options; a first token is read to learn its sizes."""
+    """Of a network and options; a first token is read to learn its sizes.
+
+    ConfigError where the network is not shared by as many processes as the options say.
+    """
 
     def __init__(self, network: CausalNetwork, options: EngineOptions, adapters: Mapping[str, Path]) -> None:
         self.network, self.options, self.folders = network, options, adapters
-
-    @cached_property
-    def adapters(self) -> Adapters | None:
-        return Adapters(self.network, self.folders) if self.folders else None
+        self.processes = network.processes if isinstance(network, SharedNetwork) else 1
+        if options.tensor_parallel not in (1, self.processes):
+            raise ConfigError(
+                f"tensor_parallel = {options.tensor_parallel}, but this network is computed by {self.processes}: give "
+                "the engine one that is shared by so many processes (bundle.shares.share_network)"
+            )
 
     @cached_property
     def precision(self) -> Precision:
         return pick(self.options.precision, self.place)
 
     @cached_property
+    def _form(self) -> Form | SharedForm:
+        if isinstance(self.network, SharedNetwork):
+            return self.network.form(self.precision, self.folders)
+        return form_of(self.network, self.precision, self.folders)
+
+    @property
     def fast(self) -> Decodes:
         """The network in the form that is decoded with."""
-        wrap = unwrapped if self.adapters is None else self.adapters.wrap
-        fast = fast_form(self.network, self.precision, wrap)
-        if fast is not None:
-            return fast
-        plain = self.precision == "float32" and self.adapters is None
-        return self.network if plain else lighter(self.network, self.precision, wrap)
+        return self._form.network if isinstance(self._form, Form) else self._form
+
+    def runner(self, slots: int) -> Runner:
+        """One for whatever is computed from now on; those that were made before it are not used again."""
+        return self._form.runner(slots)
 
     @property
     def place(self) -> torch.device:
@@ -63,7 +74,7 @@ class Setup:
     @cached_property
     def _tried(self) -> tuple[int, int]:
         """Size of the vocabulary, and bytes that the cache needs for a token."""
-        runner = Runner(self.fast, 1)
+        runner = self.runner(1)
         logits = runner.read([Part(0, 0, [0], 1)])
         tokens = runner.cache.capacity
         return logits.shape[-1], -(-runner.cache.bytes // tokens)
@@ -78,7 +89,8 @@ class Setup:
 
     @cached_property
     def _memory(self) -> int:
-        return device.free_memory(self.place) or UNKNOWN_MEMORY
+        """Of each process."""
+        return (device.free_memory(self.place) or UNKNOWN_MEMORY) // self.processes
 
     @property
     def drafts(self) -> int:
@@ -112,5 +124,5 @@ class Setup:
     def scheduler(self) -> Scheduler:
         limits = self.limits()
         seconds = self.options.profile_seconds
-        cost = profile(Runner(self.fast, limits.slots), limits.slots, seconds=seconds) if seconds else SMALL_DECODER
+        cost = profile(self.runner(limits.slots), limits.slots, seconds=seconds) if seconds else SMALL_DECODER
         return Scheduler.create(self.options.policy, limits, cost)

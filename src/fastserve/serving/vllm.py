@@ -48,4 +48,6 @@ def vllm_command(models: Sequence[Named], options: ServeOptions) -> list[str]:
             "serves language models whose folder reads as one of Hugging Face"
         )
     address = ["--host", options.host, "--port", str(options.port)]
-    return [sys.executable, "-m", _MODULE, "--model", str(folder), "--served-model-name", models[0].name, *address]
+    parallel = ["--tensor-parallel-size", str(options.writing.tensor_parallel)]
+    named = ["--model", str(folder), "--served-model-name", models[0].name]
+    return [sys.executable, "-m", _MODULE, *named, *address, *parallel]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from fastserve.bundle.bundle import Bundle
 from fastserve.bundle.writer import Writer
 from fastserve.generation.sampling import Sampling
+from fastserve.generation.writing import Written
 from fastserve.serving.generation.source import ServedEngine
 from fastserve.serving.generation.wire import EngineFacts, EngineOrder, Referred
 from fastserve.types import PlainText, Ragged
@@ -33,7 +34,7 @@ class BundledEngine:
         from fastserve.generation.engine import Engine
 
         torch.set_num_threads(order.threads)
-        writer = Writer(Bundle.load(Path(order.folder)))
+        writer = Writer(Bundle.load(Path(order.folder)), tensor_parallel=order.options.tensor_parallel)
         pipeline, network = writer.pipeline, writer.network
         adapters = {name: Path(folder) for name, folder in order.adapters.items()}
         engine = Engine(network, pipeline.tokenizer, order.options, eos=pipeline.ends, adapters=adapters)
@@ -42,15 +43,12 @@ class BundledEngine:
             texts = [PlainText(row.text) for row in kept]
             engine.check_loss([ids[: network.longest].tolist() for ids in pipeline.encode_texts(texts)])
         vocabulary = int(writer.bundle.manifest.network.shape["outputs"])
-        return cls(writer, engine, EngineFacts(network.longest, vocabulary, engine.precision))
+        return cls(writer, engine, EngineFacts(network.longest, vocabulary, engine.precision, _weight_bytes(network)))
 
     def refer(self, prompts: Sequence[Sequence[int]], tokens: int, texts: Sequence[str]) -> Referred:
         """By `generation.reference`, with the weights that were loaded."""
-        from fastserve.generation.reference import generate
-
         pipeline, network = self.writer.pipeline, self.writer.network
-        greedy = Sampling(temperature=0, max_tokens=tokens)
-        found = generate(network, prompts, greedy, eos=pipeline.ends, tokenizer=pipeline.tokenizer) if prompts else []
+        found = self._plain(prompts, tokens) if prompts else []
         sure = [self._sure(prompt, one.ids) for prompt, one in zip(prompts, found, strict=True)]
         said = [
             one.text if count == len(one.ids) else pipeline.tokenizer.stream(after=prompt).push(one.ids[:count])
@@ -61,6 +59,16 @@ class BundledEngine:
         nats = scores[:, 0] / np.maximum(scores[:, 1], 1)
         whole = [count == len(one.ids) for count, one in zip(sure, found, strict=True)]
         return Referred(said, whole, nats.tolist())
+
+    def _plain(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[Written]:
+        from fastserve.generation.parallel import SharedNetwork
+        from fastserve.generation.reference import generate
+
+        pipeline, network = self.writer.pipeline, self.writer.network
+        if isinstance(network, SharedNetwork):
+            return network.greedy(prompts, tokens, eos=pipeline.ends, tokenizer=pipeline.tokenizer)
+        greedy = Sampling(temperature=0, max_tokens=tokens)
+        return generate(network, prompts, greedy, eos=pipeline.ends, tokenizer=pipeline.tokenizer)
 
     def _sure(self, prompt: Sequence[int], written: Sequence[int]) -> int:
         """How many tokens were written before the best two were as good as each other, within rounding."""
@@ -76,3 +84,12 @@ class BundledEngine:
             best = network.head(hidden[len(prompt) - 1 :]).float().topk(2, -1).values
         close = (best[:, 0] - best[:, 1] < TIE).nonzero()
         return int(close[0]) if len(close) else len(written)
+
+
+def _weight_bytes(network: Any) -> list[int]:
+    """Of each process that has a share of the network."""
+    from fastserve.generation.parallel import SharedNetwork
+
+    if isinstance(network, SharedNetwork):
+        return network.weight_bytes
+    return [sum(parameter.nbytes for parameter in network.parameters())]

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from fastserve.bundle.shares import LOST
 from fastserve.errors import Overloaded, ServingError, UserError
 from fastserve.generation.orders import EngineStats, Order, Output
 from fastserve.serving.channel import DUMP_SIGNAL, Channel
@@ -291,4 +292,6 @@ def _verdict(code: int, hung: str | None) -> str:
         return f"the engine was killed: {hung} (its stacks are in the log)"
     if code < 0:
         return f"the engine was ended by {signal.Signals(-code).name}"
+    if code == LOST:
+        return "the engine ended with one of the processes that share its network"
     return f"the engine ended with exit code {code}"

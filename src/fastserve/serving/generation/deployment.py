@@ -132,7 +132,14 @@ class WritingDeployment:
     # ---- how it is
 
     def about(self, name: str, refused: Mapping[str, str] | None) -> dict[str, Any]:
-        further = {"max_length": self.facts.longest, "precision": self.facts.precision, "kind": self.text.pipeline.kind}
+        facts = self.facts
+        further: dict[str, Any] = {
+            "max_length": facts.longest,
+            "precision": facts.precision,
+            "kind": self.text.pipeline.kind,
+            "tensor_parallel": self.options.writing.tensor_parallel,
+            "weight_bytes": facts.weight_bytes,
+        }
         return {
             "name": name,
             "versions": [self.version],

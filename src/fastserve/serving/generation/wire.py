@@ -35,12 +35,13 @@ class EngineFacts:
     """What an engine says of itself when it is ready.
 
     longest: most tokens of a prompt and what follows it; vocabulary: ids that the network knows; precision: what it
-    computes in.
+    computes in; weight_bytes: of the weights as they were read, for each process that shares the network.
     """
 
     longest: int
     vocabulary: int
     precision: str
+    weight_bytes: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
