@@ -4,9 +4,11 @@ CTranslate2, all from one Hugging Face folder of random weights.
 The peers live in a Python of their own:
 
     python -m venv peers
-    peers/bin/pip install torch==2.13.0
-    peers/bin/pip install transformers openvino-genai "optimum-intel[openvino]" ctranslate2 llama-cpp-python gguf
+    peers/bin/pip install "optimum-intel[openvino]==2.2.0" openvino-genai ctranslate2 llama-cpp-python gguf
 
+An unpinned optimum-intel is an old one that fits a new transformers and does not work. Its torch and transformers are
+other than FastServe's, which is why transformers itself runs in the Python of the benchmark; of the peers only exports
+are made with them. `datasets`, where something brings it, must be uninstalled: it does not fit this huggingface-hub.
 llama-cpp-python is compiled for the machine, which takes two cores ten minutes.
 """
 

@@ -68,7 +68,8 @@ def linear_of(weight: Tensor, bias: Tensor | None, precision: Precision) -> Line
 def _packs(weight: Tensor) -> bool:
     """Whether oneDNN multiplies by the weight with instructions that the processor has."""
     x86 = weight.device.type == "cpu" and ENGINE in torch.backends.quantized.supported_engines
-    if not x86 or not torch.backends.mkldnn.is_available():
+    library: Any = torch.backends.mkldnn
+    if not x86 or not library.is_available():
         return False
     has_bfloat16: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return weight.dtype is torch.float32 or (weight.dtype is torch.bfloat16 and has_bfloat16)
