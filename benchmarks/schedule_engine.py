@@ -5,9 +5,10 @@
 
 A decoder of 15.7 M random weights writes on all cores. Requests come by the clock, and as many tokens are written for
 each as the trace says; policies are told no more than what a request may write, here and there. How long steps take on
-the virtual clock is measured during the run, every second or so, while the run's clock stands still: machines become
-faster and slower by a fifth within minutes. How fast requests come, so that it is the load and takes about --seconds,
-is told by what was measured so during a run of --before seconds just before; the policy weighs by that, too.
+the virtual clock is measured during the run, every second or so, while the run's clock stands still, and so is how the
+machine becomes faster and slower: by a fifth within seconds, where others use it as well. How fast requests come, so
+that it is the load and takes about --seconds, is told by what was measured so during a run of --before seconds just
+before; the policy weighs by that, too.
 --profile keeps that of the last run as `fastserve simulate --profile` reads it.
 
 The mix is `heavy_tailed`; of TRACE, a file as `fastserve simulate` reads it, the last half, its lengths divided by 8 so
@@ -57,6 +58,9 @@ LAYERS, DIM, CONTEXT, VOCABULARY = 8, 384, 1_024, 8_192
 """Of a decoder of 15.7 M weights."""
 SHORTER = 8
 """What lengths of a recorded trace are divided by."""
+TOKENS = ("prompt_token", "cached_token", "swapped_token", "prompt_pair", "prompt_start")
+WINDOW = 2.5
+"""Seconds before and after a moment by which it is judged how fast the machine was."""
 SOME = 600
 """Requests by which it is judged how many the machine serves."""
 
@@ -148,6 +152,8 @@ class Clock:
 
     def __init__(self, measuring: Measuring) -> None:
         self._measuring, self._paused, self._next = measuring, 0.0, 0.0
+        self._turns: list[tuple[float, float]] = []
+        """When something was measured, and how long that took."""
 
     def __call__(self) -> float:
         return time.monotonic() - self._paused
@@ -158,8 +164,36 @@ class Clock:
         if self() >= self._next:
             self._measuring.turn()
             took = time.monotonic() - begun
+            self._turns.append((self() - took, took))
             self._paused += took
             self._next = self() + 4 * took
+
+    def slowness(self) -> list[float]:
+        """Of each second of the run: how much longer everything took about then than on average."""
+        times, took = np.array(self._turns).T
+        times = times - times[0]
+        near = (took[np.abs(times - second) <= WINDOW] for second in range(int(times[-1]) + 1))
+        return [float(some.mean() / took.mean()) if len(some) else 1.0 for some in near]
+
+
+class Drifting(Simulation):
+    """The virtual clock of a machine whose speed is not always the same. slowness: in each second."""
+
+    def __init__(
+        self, requests: Sequence[Request], scheduler: Scheduler, cost: StepCost, slowness: Sequence[float]
+    ) -> None:
+        super().__init__(requests, scheduler, cost)
+        self._costs = [slower(cost, factor) for factor in slowness]
+
+    def advance(self) -> None:
+        self.cost = self._costs[min(int(self.now), len(self._costs) - 1)]
+        super().advance()
+
+
+def slower(cost: StepCost, factor: float) -> StepCost:
+    """Everything takes so many times as long."""
+    each = {name: factor * getattr(cost, name) for name in TOKENS}
+    return replace(cost, seconds=tuple(factor * seconds for seconds in cost.seconds), **each)
 
 
 class Machine:
@@ -200,7 +234,8 @@ class Machine:
         clock = Clock(measuring)
         real = drive(self.engine(policy, cost, clock), requests, VOCABULARY, between=clock.pause)
         found = measuring.cost()
-        return Simulation(requests, Scheduler.create(policy, self.limits, cost), found).run(), real, found
+        scheduler = Scheduler.create(policy, self.limits, cost)
+        return Drifting(requests, scheduler, found, clock.slowness()).run(), real, found
 
 
 def arriving(requests: Sequence[Request], load: float, seconds: float, limits: Limits, cost: StepCost) -> list[Request]:

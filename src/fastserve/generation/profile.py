@@ -180,6 +180,7 @@ class Measuring:
         for kind, (tokens, start) in self._prompts().items():
             self._bench.read(tokens, start)
             self._times[kind].append(self._bench.step())
+            self._times["after"].append(self._bench.step())
 
     def _steps(self, kind: str) -> None:
         taken = [self._bench.step() for _ in range(1 if self._is_slow else STEPS)]
@@ -201,7 +202,10 @@ class Measuring:
         if len(sizes) == 1:
             sizes, seconds = [1, 2], [seconds[0], 2 * seconds[0]]
         cost = StepCost(tuple(sizes), tuple(seconds), LEAST, cached, swap.seconds / swap.cached, "measured at start")
-        return _with_prompts(cost, [found[kind] for kind in self._prompts()])
+        cost = _with_prompts(cost, [found[kind] for kind in self._prompts()])
+        after = found["after"]  # rows are moved in this step too, because of the prompt before
+        moving = max(after.seconds - cost.step(after.decode, 0, after.cached), 0.0)
+        return replace(cost, prompt_start=cost.prompt_start + moving)
 
     def _typical(self) -> dict[str, Sample]:
         """Of each kind the one in the middle, raised; first times are left out."""
