@@ -76,8 +76,8 @@ def _packs(weight: Tensor) -> bool:
 
 
 def _packed(weight: Tensor, bias: Tensor | None) -> Linear:
-    """The weight laid out once as oneDNN's kernels read it, as torch's compiler does: a third of the time with few
-    tokens, in which else each call would lay it out anew."""
+    """The weight laid out once as oneDNN's kernels read it, as torch's compiler does: two thirds of the time with
+    few tokens, for which else each call would lay it out anew."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
     multiply = torch.ops.mkldnn._linear_pointwise.default
 
