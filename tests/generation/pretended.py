@@ -17,9 +17,13 @@ VOCABULARY = 300
 
 
 class Pretended(Runner):
-    """A runner that computes nothing, and a clock that goes on by what its steps would take."""
+    """A runner that computes nothing, and a clock that goes on by what its steps would take.
 
-    def __init__(self, cost: StepCost, *, longest: int = 96) -> None:
+    slowness: in each second, how many times as long; then once.
+    """
+
+    def __init__(self, cost: StepCost, *, longest: int = 96, slowness: Sequence[float] = ()) -> None:
+        self.slowness = slowness
         self.cost, self.now, self._away = cost, 0.0, {}
         self.network: Any = SimpleNamespace(longest=longest)
 
@@ -36,5 +40,6 @@ class Pretended(Runner):
         read = [(len(part.ids), part.start) for part in parts if len(part.ids) > 1]
         prompt, attended = sum(count for count, _ in read), sum(pairs(count, start) for count, start in read)
         cached = sum(part.start + len(part.ids) for part in parts)
-        self.now += self.cost.step(len(parts) - len(read), prompt, cached, attended, len(read))
+        slowness = self.slowness[int(self.now)] if self.now < len(self.slowness) else 1.0
+        self.now += slowness * self.cost.step(len(parts) - len(read), prompt, cached, attended, len(read))
         return torch.zeros(sum(part.wanted for part in parts), VOCABULARY)

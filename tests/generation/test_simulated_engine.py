@@ -18,7 +18,7 @@ from fastserve.generation.simulator import Outcome, simulate
 from fastserve.generation.step_cost import StepCost
 from fastserve.generation.traces import Request, heavy_tailed
 from fastserve.plugins import POLICIES
-from schedule_engine import Told, drive
+from schedule_engine import Drifting, Told, drive
 
 GRAIN = 2.0**-20
 """All times are multiples of it, so that sums of them have no rounding errors, in whatever order."""
@@ -34,9 +34,9 @@ COST = StepCost(
 GUARDS = Guards(quantum=2.0**-5, wait=2.0, fair=0.5, restore=0.5)
 
 
-def served(requests: Sequence[Request], policy: str, limits: Limits) -> Outcome:
+def served(requests: Sequence[Request], policy: str, limits: Limits, slowness: Sequence[float] = ()) -> Outcome:
     """By the engine."""
-    machine = Pretended(COST)
+    machine = Pretended(COST, slowness=slowness)
     options = EngineOptions(precision="float32", profile_seconds=0, speculation=0, prefix_cache=False)
     engine = Told(network_of("decoder"), None, options, clock=machine.clock)
     engine.scheduler = Scheduler.create(policy, limits, COST)
@@ -85,3 +85,15 @@ def test_the_engine_does_what_was_foretold(policy: str, load: float, limits: dic
         np.testing.assert_array_equal(real.completion, foretold.completion)
         assert real.counts == foretold.counts
         assert (real.seconds, real.busy) == (foretold.seconds, foretold.busy)
+
+
+@pytest.mark.parametrize("policy", ["boost", "fcfs"])
+def test_a_machine_that_is_slower_at_times_is_foretold_too(policy: str) -> None:
+    slowness = [1.0, 2.0, 1.5, 1.0] * 20
+    limits, requests = Limits(slots=4, rows=16, blocks=400, block_size=4, chunk=16, guards=GUARDS), requests_of(0.8)
+    real = served(requests, policy, limits, slowness)
+    assert real.seconds < len(slowness)
+    simulation = Drifting(requests, Scheduler.create(policy, limits, COST), COST, slowness)
+    simulation.jump = False
+    np.testing.assert_array_equal(real.completion, simulation.run().completion)
+    assert real.completion.mean() > 1.2 * simulate(requests, policy, limits, COST).completion.mean()
