@@ -12,8 +12,9 @@ import pytest
 from engines import engine_of, network_of
 from pretended import Pretended
 from torch import Tensor
+from writers import small_decoder
 
-from fastserve.generation.profile import profile
+from fastserve.generation.profile import SHORTEST, profile
 from fastserve.generation.runner import Part, Runner
 from fastserve.generation.step_cost import StepCost, pairs
 
@@ -28,6 +29,13 @@ def test_a_curve_is_measured_within_its_time(slots: int, seconds: float) -> None
     assert cost.prompt_token > 0
     assert cost.swapped_token > 0
     assert 1 <= cost.best_batch(slots) <= slots
+
+
+@pytest.mark.parametrize("context", [1, SHORTEST - 1, SHORTEST, SHORTEST + 3, 64])
+def test_texts_that_are_measured_fit_into_a_short_context(context: int) -> None:
+    network = small_decoder(context=context)
+    cost = profile(Runner(network, 16), 16, seconds=0.4)
+    assert (cost.origin == "measured at start") == (context >= SHORTEST)
 
 
 def test_an_engine_measures_unless_it_is_told_not_to() -> None:

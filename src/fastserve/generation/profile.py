@@ -37,12 +37,17 @@ LEAST = 1e-9
 """Seconds that anything is taken for at least."""
 _NEVER = 1 << 20
 _TEXT = 64
-_SPARE = 2 * STEPS
+_SPARE = 1 + STEPS + 3 * len(PROMPTS)
+"""Tokens that a text goes on by in a turn: where it comes, long steps, and around each prompt that is read."""
+SHORTEST = 2 * _SPARE
+"""Tokens of a context in which steps can be measured so."""
 
 
 def profile(runner: Runner, slots: int, *, seconds: float = SECONDS) -> StepCost:
     """Steps of up to `slots` texts, for which the runner has room. What there was no time for is taken to go on as
-    before. Of the runner's cache nothing is of use afterwards."""
+    before. Of the runner's cache nothing is of use afterwards. A network of a very short context is not measured."""
+    if runner.network.longest < SHORTEST:
+        return SMALL_DECODER
     end = time.perf_counter() + seconds
     measuring = Measuring(runner, slots, seconds=seconds / 2)
     measuring.turn()
