@@ -57,7 +57,13 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(workers: int, tmp_path
 def test_two_workers_are_judged_as_one_would_be(tmp_path: Path) -> None:
     options = [f"model.options.{name}={value}" for name, value in OPTIONS.items()]
     words = ["--task", "masked", "--data", str(write_texts(tmp_path / "texts.jsonl")), "--workers", "2", *options]
-    train = ["train.epochs=30", "train.batch=4", "train.learning_rate=1e-2", "data.duplicates=keep"]
+    train = [
+        "train.epochs=30",
+        "train.batch=4",
+        "train.learning_rate=1e-2",
+        "train.precision=fp32",
+        "data.duplicates=keep",
+    ]
     weights, said = finished(start(tmp_path, "train", *words, *train, "text.segment=whitespace"))
     assert said.count("epoch 1,") == 1, "one worker speaks for all"
     (run,) = (tmp_path / "runs").glob("*-1")
