@@ -90,6 +90,17 @@ def test_a_prefix_that_is_copied_is_gone_on_from() -> None:
     compare(cache, [second, first], [1, 1], window=None, cap=None)
 
 
+def test_an_empty_row_comes_back_after_others_have_grown() -> None:
+    torch.manual_seed(0)
+    cache = SlotCache(LAYERS, 2, LONGEST)
+    first, empty = Twin(0), Twin(1)
+    compare(cache, [first], [2], window=None, cap=None)
+    away = cache.swap_out(1, 0)
+    compare(cache, [first], [90], window=None, cap=None)
+    cache.swap_in(1, away)
+    compare(cache, [first, empty], [1, 3], window=None, cap=None)
+
+
 def test_a_row_that_is_much_longer_is_attended_apart() -> None:
     assert together([10, 12, 11]) == 12
     assert together([10] * 8 + [3 * APART]) == 10

@@ -157,7 +157,7 @@ class SlotCache:
 
 def _row(part: Tensor, place: int, tokens: int) -> Tensor:
     """The first tokens of a row (K, tokens, D); a row with none need not be there yet."""
-    return part[place, :, :tokens] if tokens else part[:0]
+    return part[place, :, :tokens] if tokens else part.new_empty((part.shape[1], 0, part.shape[3]))
 
 
 def _to_host(part: Tensor) -> Tensor:
