@@ -33,6 +33,7 @@ def test_a_worker_takes_a_fraction_of_the_whole(tmp_path: Path) -> None:
 
 def test_the_command_gives_the_model_of_one_worker(tmp_path: Path) -> None:
     words = [*TEXTCNN, "model.network=transformer", "model.options.dim=32", "model.options.layers=2", "train.epochs=2"]
+    words.append("train.precision=fp32")
     one, _ = finished(start(tmp_path / "one", *words))
     two, said = finished(start(tmp_path / "two", *words, "--workers", "2", "distributed.strategy=fsdp"))
     assert {name: value.shape for name, value in two.items()} == {name: value.shape for name, value in one.items()}

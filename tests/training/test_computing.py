@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from test_loop import make
+from test_loop import ROWS, make
 
 from fastserve.errors import ConfigError
 from fastserve.training.events import Stepped
@@ -69,3 +70,16 @@ def test_compiled_steps_are_the_plain_ones(tmp_path: Path) -> None:
 def test_a_network_without_blocks_cannot_compute_them_again(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Averager has no blocks that can be computed again"):
         make(tmp_path, checkpoint_activations=True)
+
+
+def test_what_is_reported_is_computed_as_the_model_is_loaded(tmp_path: Path) -> None:
+    """In float32, whatever the run is computed in; and afterwards the run goes on as before."""
+    run = make(tmp_path)
+    every = [np.arange(ROWS)]
+    exact, _ = run.scores(run.train, every)
+    run.computing.precision = torch.bfloat16
+    rough, _ = run.scores(run.train, every)
+    final, _ = run.final_scores(run.train, every)
+    assert not np.array_equal(rough, exact)
+    assert np.array_equal(final, exact)
+    assert run.computing.precision is torch.bfloat16

@@ -47,7 +47,7 @@ def pretrain(folder: Path, **settings: object) -> fs.Model:
         data={"train": str(write_texts(folder / "texts.jsonl")), "duplicates": "keep"},
         text={"segment": "whitespace"},
         model={"options": OPTIONS},
-        **{"epochs": 15, "batch": 8, "learning_rate": 1e-2, **settings},
+        **{"epochs": 15, "batch": 8, "learning_rate": 1e-2, "precision": "fp32", **settings},
     )
 
 

@@ -62,6 +62,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             early_stopping=0,
             batch=4,
             learning_rate=5e-3,
+            precision="fp32",
         )
     return folder / "home"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,15 @@ class Computing:
     def to_device(self, batch: Batch) -> tuple[Inputs, Tensor]:
         inputs = {name: RaggedTensor.from_ragged(ragged).to(self.device) for name, ragged in batch.inputs.items()}
         return inputs, torch.from_numpy(batch.targets).to(self.device)
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Meanwhile products are as exact as whoever loads the model computes them."""
+        precision, self.precision = self.precision, torch.float32
+        try:
+            yield
+        finally:
+            self.precision = precision
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,14 @@ class TrainingRun:
         Workers take turns with the batches and all get the whole.
         """
         return self.computing.all_scores(data, batches)
+
+    def final_scores(self, data: Rows, batches: list[LongArray]) -> tuple[FloatArray, npt.NDArray[Any]]:
+        """`scores` for the report and for what a server is held to: in float32, in which the model is loaded.
+
+        Where the strategy itself rounds the weights, they stay rounded.
+        """
+        with self.computing.in_float32() if self.strategy.precision is None else nullcontext():
+            return self.scores(data, batches)
 
     def _shown(self) -> list[dict[str, str]]:
         """Samples for the event of an evaluation, of a network that the leader has as a whole."""
