@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -17,6 +18,11 @@ import pytest
 from rawhttp import connect
 from servers import Server
 from streaming import chunks, completion, events, figure, is_empty, read_head, until
+
+from fastserve.generation.orders import EngineStats
+from fastserve.serving.events import Events
+from fastserve.serving.generation.client import EngineClient
+from fastserve.serving.generation.wire import EngineOrder
 
 Write = Callable[..., Any]
 
@@ -228,3 +234,28 @@ def test_orders_go_over_the_wire_and_come_back() -> None:
     assert read_order(json.loads(json.dumps(write_order(Order("1", [1]))))) == Order("1", [1])
     output = Output("7", 1, 5, "床", -0.5, ((5, -0.5), (6, -1.0)), "stop", None, 16)
     assert read_output(json.loads(json.dumps(write_output(output)))) == output
+
+
+def test_a_process_that_cannot_be_started_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr("fastserve.serving.generation.client.subprocess.Popen", fail)
+
+    async def start() -> None:
+        order = EngineOrder.model_construct(threads=1)
+        client = EngineClient(order, Events(level="error"), Unheard(), hang_seconds=10, start_seconds=60)
+        await asyncio.wait_for(client.start(), 10)
+
+    with pytest.raises(OSError, match="no more processes"):
+        asyncio.run(start())
+
+
+class Unheard:
+    """Nobody is told anything."""
+
+    def began(self) -> None: ...
+
+    def told(self, stats: EngineStats) -> None: ...
+
+    def restarted(self) -> None: ...

@@ -94,8 +94,13 @@ class EngineClient:
         """Start the process and wait until it is ready. UserError or ServingError where it cannot be."""
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[EngineFacts] = loop.create_future()
-        self._tasks = [loop.create_task(self._keep(ready)), loop.create_task(self._look_after())]
+        keeping = loop.create_task(self._keep(ready))
+        self._tasks = [keeping, loop.create_task(self._look_after())]
         try:
+            await asyncio.wait((ready, keeping), return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():
+                keeping.result()  # raises what kept the process from being started
+                raise ServingError("the engine was closed while it started")
             return await ready
         except BaseException:
             await self.close()
@@ -166,7 +171,14 @@ class EngineClient:
     # ---- its life
 
     async def _keep(self, ready: asyncio.Future[EngineFacts]) -> None:
-        """Have the process run, and start it again whenever it ends."""
+        """Have the process run, and start it again whenever it ends; nothing looks after it then."""
+        try:
+            await self._live(ready)
+        finally:
+            for task in self._tasks[1:]:
+                task.cancel()
+
+    async def _live(self, ready: asyncio.Future[EngineFacts]) -> None:
         deaths = 0
         while not self._closing.is_set():
             started = time.monotonic()
@@ -182,19 +194,19 @@ class EngineClient:
             self.events.error("engine ended", folder=self.order.folder, reason=reason, open=len(self._open))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (deaths - 1)))
-        for task in self._tasks[1:]:
-            task.cancel()
 
     async def _one_life(self, ready: asyncio.Future[EngineFacts]) -> str:
         """From start to end: why it ended."""
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, contextlib.ExitStack() as undone:
+            undone.callback(ours.close)
             self._process = process = subprocess.Popen(
                 [sys.executable, "-m", "fastserve.serving.generation.process", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 env=_environment(self.order.threads),
             )
+            undone.pop_all()
         ours.setblocking(False)
         channel = await Channel.open(ours)
         channel.writer.write(self.order.model_dump_json().encode("utf-8") + b"\n")
