@@ -29,6 +29,20 @@ except FastServeError as error:
 FAKE = "fastserve.serving.fake:FakeSource"
 
 
+def children(of: int, running: bytes = b"") -> list[int]:
+    """Process ids of the children of a process that live; running: words of their command."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(fields[1]) == of and fields[0] != "Z" and running in command:
+            found.append(int(folder.name))
+    return found
+
+
 class Server:
     """A server in processes of its own; its log is read as it comes."""
 
@@ -67,15 +81,7 @@ class Server:
 
     def workers(self) -> list[int]:
         """Process ids of the workers that live."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[1]) == self.process.pid and fields[0] != "Z":
-                found.append(int(folder.name))
-        return found
+        return children(self.process.pid)
 
     def predict(self, *texts: str, model: str = "sentiment") -> httpx.Response:
         return httpx.post(f"{self.url}/v1/models/{model}:predict", json={"instances": texts}, timeout=10)

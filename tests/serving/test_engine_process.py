@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from rawhttp import connect
-from servers import Server
+from servers import Server, children
 from streaming import chunks, completion, events, figure, is_empty, read_head, until
 
 from fastserve.generation.orders import EngineStats
@@ -29,16 +29,7 @@ Write = Callable[..., Any]
 
 def engines(of: int) -> list[int]:
     """Process ids of the engines whose parent is `of`."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            command = (folder / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if int(fields[1]) == of and fields[0] != "Z" and b"serving.generation.process" in command:
-            found.append(int(folder.name))
-    return found
+    return children(of, b"serving.generation.process")
 
 
 class Askers:

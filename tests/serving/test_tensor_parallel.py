@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from servers import Server
+from servers import Server, children
 from streaming import figure, is_empty, until
 from test_engine_process import Askers, engines
 from test_real_writers import GREEDY, TEXTS, make, make_adapter
@@ -44,23 +44,7 @@ def start(
 
 def sharers(of: int) -> list[int]:
     """Process ids of those that share the network with the engine `of`."""
-    return [process for process in children(of) if b"fastserve.bundle.shares" in command(process)]
-
-
-def children(of: int) -> list[int]:
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == of and fields[0] != "Z":
-            found.append(int(folder.name))
-    return found
-
-
-def command(process: int) -> bytes:
-    return Path(f"/proc/{process}/cmdline").read_bytes()
+    return children(of, b"fastserve.bundle.shares")
 
 
 def is_gone(process: int) -> bool:

@@ -99,15 +99,18 @@ class Computing:
             found: FloatArray = self._called(self.objective, self.to_device(batch)[0]).float().cpu().numpy()
         return found
 
-    def all_scores(self, data: Any, batches: list[LongArray]) -> tuple[FloatArray, npt.NDArray[Any]]:
+    def all_scores(
+        self, data: Any, batches: list[LongArray], *, exact: bool = False
+    ) -> tuple[FloatArray, npt.NDArray[Any]]:
         """Scores (N, any) and targets of all rows in `batches`, in the order of the row numbers.
 
-        data: `training.loop.Rows`. Workers take turns with the batches and all get the whole.
+        data: `training.loop.Rows`. Workers take turns with the batches and all get the whole. exact: products of
+        float32, whatever steps are computed in.
         """
         self.objective.eval()
         found = []
         no_gradients = torch.inference_mode if self.world.alone else torch.no_grad  # weights in shards want the second
-        with no_gradients():
+        with no_gradients(), self.in_float32() if exact else nullcontext():
             for rows, counts in self.world.turns(batches):
                 self.world.pulse.turns += 1
                 batch = data.batch(rows)

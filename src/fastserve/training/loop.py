@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -292,20 +291,15 @@ class TrainingRun:
             at.plateau, at.rate_factor = 0, at.rate_factor * REDUCTION
             yield RateReduced(at.step, at.epoch, at.rate_factor)
 
-    def scores(self, data: Rows, batches: list[LongArray]) -> tuple[FloatArray, npt.NDArray[Any]]:
+    def scores(
+        self, data: Rows, batches: list[LongArray], *, exact: bool = False
+    ) -> tuple[FloatArray, npt.NDArray[Any]]:
         """What the task keeps of each row (N, outputs), and targets, of `batches` in the order of the row numbers.
 
-        Workers take turns with the batches and all get the whole.
+        Workers take turns with the batches and all get the whole. exact: in float32, in which a model is loaded; where
+        the strategy itself rounds the weights, they stay rounded.
         """
-        return self.computing.all_scores(data, batches)
-
-    def final_scores(self, data: Rows, batches: list[LongArray]) -> tuple[FloatArray, npt.NDArray[Any]]:
-        """`scores` for the report and for what a server is held to: in float32, in which the model is loaded.
-
-        Where the strategy itself rounds the weights, they stay rounded.
-        """
-        with self.computing.in_float32() if self.strategy.precision is None else nullcontext():
-            return self.scores(data, batches)
+        return self.computing.all_scores(data, batches, exact=exact and self.strategy.precision is None)
 
     def _shown(self) -> list[dict[str, str]]:
         """Samples for the event of an evaluation, of a network that the leader has as a whole."""

@@ -28,9 +28,10 @@ READY = "ready"
 def neighbours(config: Config, folder: Path, count: int) -> Iterator[None]:
     """While `count` others make steps as well. TrainingError where they do not come up."""
     with contextlib.ExitStack() as ending:
-        others = [_start(config, folder) for _ in range(count)]
-        for process in others:
-            ending.callback(_end, process)
+        others = []
+        for _ in range(count):
+            others.append(_start(config, folder))
+            ending.callback(_end, others[-1])
         for process in others:
             _wait_for(process)
         yield

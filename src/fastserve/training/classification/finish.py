@@ -29,7 +29,7 @@ PARITY_CHARACTERS = 2_000
 def finish(prepared: Prepared, run: TrainingRun, folder: RunFolder, origin: Origin) -> None:
     """Judge the network on the test rows (or else the validation rows); the leader saves it with its report."""
     held_out = prepared.test or prepared.validation
-    logits, _ = run.final_scores(held_out.store, batches(held_out.store))
+    logits, _ = run.scores(held_out.store, batches(held_out.store), exact=True)
     weights = run.weights()
     if run.world.leads and not folder.finished:  # machines that this one was cut off from may have finished the run
         _save(prepared, run, folder, origin, logits, weights)

@@ -42,7 +42,7 @@ PARITY_CHARACTERS = 500
 def finish(prepared: Prepared, run: TrainingRun, folder: RunFolder, origin: Origin) -> None:
     """Judge the network on the test rows (or else the validation rows); the leader saves it with its report."""
     held_out = prepared.test or prepared.validation
-    scores, _ = run.final_scores(held_out, batches(held_out))  # of pairs, targets matter to the loss alone
+    scores, _ = run.scores(held_out, batches(held_out), exact=True)  # of pairs, targets matter to the loss alone
     weights = run.weights()
     if run.world.leads and not folder.finished:  # machines that this one was cut off from may have finished the run
         _save(prepared, folder, origin, scores, weights)

@@ -22,7 +22,7 @@ from fastserve.types import FloatArray
 def finish(prepared: Prepared, run: TrainingRun, folder: RunFolder, origin: Origin) -> None:
     """Judge the network on the test rows (or else the validation rows); the leader saves it with its report."""
     held_out = prepared.test or prepared.validation
-    scores, _ = run.final_scores(held_out, batches(held_out))
+    scores, _ = run.scores(held_out, batches(held_out), exact=True)
     weights = run.weights()
     if run.world.leads and not folder.finished:  # machines that this one was cut off from may have finished the run
         _save(prepared, folder, origin, scores, weights)
