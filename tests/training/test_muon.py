@@ -41,7 +41,7 @@ class Tied(Small):
 def test_singular_values_become_about_one_and_directions_stay(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     matrices = torch.randn(3, *shape, dtype=torch.float64)
-    found = orthogonal(matrices)
+    found = orthogonal(matrices, torch.float64)
     for matrix, result in zip(matrices, found, strict=True):
         left, _, right = torch.linalg.svd(matrix, full_matrices=False)
         values = torch.diagonal(left.T @ result @ right.T)

@@ -112,7 +112,7 @@ class TrainingRun:
         self.device = device
         with world.doing("meeting"):
             self.checkpoints = Checkpoints(folder, own_group(WRITE_TIMEOUTS * world.timeout_seconds))
-        self.optimizers = Optimizers(network, settings.recipe, self._reduce)
+        self.optimizers = Optimizers(network, settings.recipe, self._reduce, self.computing.precision)
         self.guard = Guard(settings.recipe.spike)
         self.recovery = Recovery(settings, self.checkpoints, self.guard, world)
         self.progress = Progress()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastserve.training.row_optimizers import RowOptimizer
+from fastserve.training.row_optimizers import Groups, RowOptimizer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the polynomial that is applied again and again: steep at 0, and leaves singular values within 0.7 to 1.2."""
@@ -24,7 +24,14 @@ TOGETHER = 1 << 24
 
 
 class Muon(RowOptimizer):
-    """For matrices of hidden layers, whole or in shards. Groups have "lr" and "weight_decay"."""
+    """For matrices of hidden layers, whole or in shards. Groups have "lr" and "weight_decay".
+
+    precision: in which directions are made orthogonal; of bfloat16's rounding nothing is seen in the loss.
+    """
+
+    def __init__(self, groups: Groups, precision: torch.dtype = torch.float32) -> None:
+        super().__init__(groups)
+        self.precision = precision
 
     @torch.no_grad()
     def step(self) -> None:
@@ -36,7 +43,7 @@ class Muon(RowOptimizer):
                     moved.append((parameter, self._direction(parameter, self.state.setdefault(place, {}))))
                 place += 1
             for some in _alike(moved):
-                _move(some, group)
+                _move(some, group, self.precision)
 
     def _direction(self, parameter: nn.Parameter, state: dict[str, Any]) -> Tensor:
         """Nesterov's momentum, as the parameter is: whole or in shards."""
@@ -62,22 +69,20 @@ def _alike(moved: Moved) -> Iterator[Moved]:
             yield pairs[start : start + count]
 
 
-def _move(moved: Moved, group: dict[str, Any]) -> None:
+def _move(moved: Moved, group: dict[str, Any], precision: torch.dtype) -> None:
     """Decay and move matrices of one shape (R, C)."""
     rows, columns = moved[0][0].shape
     rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
-    found = orthogonal(torch.stack([whole(direction) for _, direction in moved]))
+    found = orthogonal(torch.stack([whole(direction) for _, direction in moved]), precision)
     for (parameter, _), step in zip(moved, found, strict=True):
         parameter.mul_(1 - group["lr"] * group.get("weight_decay", 0.0)).sub_(_as(step, parameter), alpha=rate)
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
-    """matrices (K, R, C) with their singular values made about 1, by Newton and Schulz's iteration."""
+def orthogonal(matrices: Tensor, precision: torch.dtype) -> Tensor:
+    """matrices (K, R, C) with their singular values made about 1, by Newton and Schulz's iteration in the precision."""
     first, second, third = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
-    found = matrices.mT if tall else matrices
-    if matrices.device.type == "cuda":
-        found = found.bfloat16()
+    found = (matrices.mT if tall else matrices).to(precision)
     found = found / found.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
     for _ in range(TIMES):
         product = found @ found.mT

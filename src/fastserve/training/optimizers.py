@@ -18,18 +18,21 @@ from fastserve.types import ParameterGroup, Recipe
 Groups = list[dict[str, Any]]
 Reduce = Callable[[Iterable[nn.Parameter], bool], None]
 """Makes the row-sparse gradients of tables those of all workers (`Strategy.reduce`)."""
-Maker = Callable[[Groups, Recipe], torch.optim.Optimizer | RowOptimizer]
+Maker = Callable[[Groups, Recipe, torch.dtype], torch.optim.Optimizer | RowOptimizer]
+"""The type is that of matrix products, for optimizers that have some."""
 
 DENSE: Mapping[str, Maker] = {
-    "adamw": lambda groups, recipe: torch.optim.AdamW(groups, betas=recipe.betas, eps=recipe.eps, fused=True),
-    "muon": lambda groups, recipe: Muon(groups),
-    "adagrad": lambda groups, recipe: torch.optim.Adagrad(groups),
-    "sgd": lambda groups, recipe: PlainDescent(groups),
+    "adamw": lambda groups, recipe, precision: torch.optim.AdamW(
+        groups, betas=recipe.betas, eps=recipe.eps, fused=True
+    ),
+    "muon": lambda groups, recipe, precision: Muon(groups, precision),
+    "adagrad": lambda groups, recipe, precision: torch.optim.Adagrad(groups),
+    "sgd": lambda groups, recipe, precision: PlainDescent(groups),
 }
 SPARSE: Mapping[str, Maker] = {
-    "adamw": lambda groups, recipe: RowAdam(groups),
-    "adagrad": lambda groups, recipe: torch.optim.Adagrad(groups),
-    "sgd": lambda groups, recipe: PlainDescent(groups),
+    "adamw": lambda groups, recipe, precision: RowAdam(groups),
+    "adagrad": lambda groups, recipe, precision: torch.optim.Adagrad(groups),
+    "sgd": lambda groups, recipe, precision: PlainDescent(groups),
 }
 
 
@@ -62,8 +65,14 @@ class Optimizers:
     Weight decay is for matrices only: biases, norms and row-sparse tables are left alone.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe, reduce: Reduce = lambda tables, normalized: None) -> None:
-        self.recipe = recipe
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        reduce: Reduce = lambda tables, normalized: None,
+        precision: torch.dtype = torch.float32,
+    ) -> None:
+        self.recipe, self.precision = recipe, precision
         self.reduce = reduce
         self.steps = 0
         sparse = use_sparse_gradients(network)
@@ -92,9 +101,13 @@ class Optimizers:
                 f"muon is for matrices alone: {', '.join(members)} are not all dense and of dimension 2"
             )
         if dense:
-            self.parts.append(Part(DENSE[group.optimizer](dense, self.recipe), tuple(waiting), group.accumulate))
+            self.parts.append(
+                Part(DENSE[group.optimizer](dense, self.recipe, self.precision), tuple(waiting), group.accumulate)
+            )
         if by_rows:
-            optimizer = SPARSE[group.optimizer]([{"params": by_rows, "lr": rate, "full_rate": rate}], self.recipe)
+            optimizer = SPARSE[group.optimizer](
+                [{"params": by_rows, "lr": rate, "full_rate": rate}], self.recipe, self.precision
+            )
             self.parts.append(Part(optimizer, tuple(by_rows), normalized=group.optimizer != "sgd"))
 
     @property
