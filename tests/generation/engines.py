@@ -30,12 +30,14 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+WIDE = {"num_attention_heads": 2, "num_key_value_heads": 1}
+"""Heads of 16 features, in whole registers."""
 FOLDERS: dict[str, dict[str, Any]] = {
     "gpt2": {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96},
     "llama": SIZES,
-    "qwen2": SIZES,
+    "qwen2": SIZES | WIDE,
     "qwen3": SIZES | {"head_dim": 16},
-    "mistral": SIZES | {"sliding_window": 6},
+    "mistral": SIZES | WIDE | {"sliding_window": 6},
     "gemma": SIZES | {"head_dim": 16},
     "gemma2": SIZES | {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 5},
 }

@@ -1,7 +1,7 @@
 """A decoder of the Llama family for decoding: the same numbers as its network, in fewer and larger operations.
 
 Projections that read the same tokens are one product of matrices, made once; nothing is kept for gradients; weights are
-in the precision that was asked for.
+in the precision that was asked for. Steps in which each text goes on by one token are one call, where `native` serves.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastserve.generation.precision import Linear, Precision, Wrap, linear_of, unwrapped
+from fastserve.generation.native import Panels
+from fastserve.generation.native.step import LANES, Block, NativeStep, Shape
+from fastserve.generation.precision import Linear, Precision, Wrap, gated, gated_linear_of, linear_of, unwrapped
+from fastserve.generation.step_attention import StepAttention
 from fastserve.models.attention import PackedCausal
 from fastserve.models.causal import Attention, CausalNetwork
 from fastserve.models.causal_folder import CausalFromFolder
@@ -29,16 +32,21 @@ CLOSE = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """weight: times the root of its size, so that a sum of squares need not be divided."""
+    """weight: times the root of its size, and epsilon times it, so that a sum of squares need not be divided.
+
+    plain, mean_epsilon: both as they were, in float32.
+    """
 
     weight: Tensor
     epsilon: float
+    plain: Tensor
+    mean_epsilon: float
 
     @classmethod
     def of(cls, module: Any, dtype: torch.dtype) -> Norm:
-        weight = module.weight.detach()
-        size = len(weight)
-        return cls((weight * size**0.5).to(dtype), size * float(getattr(module, "variance_epsilon", EPSILON)))
+        weight = module.weight.detach().float()
+        size, epsilon = len(weight), float(getattr(module, "variance_epsilon", EPSILON))
+        return cls((weight * size**0.5).to(dtype), size * epsilon, weight, epsilon)
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """(..., dim)"""
@@ -88,7 +96,7 @@ class Layer:
     norms: tuple[Norm, Norm] | None
     output: Linear
     between: Norm
-    gate_up: Linear
+    gated: Linear
     down: Linear
     call: Call
 
@@ -113,16 +121,37 @@ class FastDecoder:
         self.norm = Norm.of(body.norm, self.dtype)
         head = network.head
         self.head = linear_of(head.weight, getattr(head, "bias", None), precision)
+        self.step = self._native_step()
 
     def hidden(self, ids: Tensor, attention: Attention) -> Tensor:
         """ids int64 (N,) to (N, dim), after the last norm."""
+        if self.step is not None and isinstance(attention, StepAttention) and not attention.chunks:
+            return self.step(ids, attention)
         tokens = functional.embedding(ids, self.embedding)
         rotation = self._rotation(attention.positions)
         for place, layer in enumerate(self.blocks):
             tokens = tokens + layer.output(self._attend(layer, place, layer.before(tokens), attention, rotation))
-            gate, up = layer.gate_up(layer.between(tokens)).chunk(2, -1)
-            tokens = tokens.add_(layer.down(functional.silu(gate).mul_(up)))
+            tokens = tokens.add_(layer.down(layer.gated(layer.between(tokens))))
         return self.norm(tokens)
+
+    def _native_step(self) -> NativeStep | None:
+        """None where a layer is computed otherwise: with adapters, or with others' shares."""
+        blocks = [_native(layer) for layer in self.blocks]
+        if self.head_size % LANES or any(block is None for block in blocks):
+            return None
+        first = self.blocks[0]
+        shape = Shape(
+            dim=self.embedding.shape[1],
+            heads=self.heads,
+            shared=self.shared,
+            head_size=self.head_size,
+            epsilon=self.norm.mean_epsilon,
+            head_epsilon=0.0 if first.norms is None else first.norms[0].mean_epsilon,
+            amplitude=self.amplitude,
+            cache=self.dtype,
+        )
+        found = [block for block in blocks if block is not None]
+        return NativeStep(shape, found, self.embedding, self.norm.plain, self.frequencies.float())
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine (N, 1, D), the first half of the sine with its sign changed."""
@@ -207,15 +236,39 @@ def _layer(block: Any, call: Call, precision: Precision, dtype: torch.dtype, wra
         linear = wrap(layers, linear_of(weight, bias, precision))
         return _summed(linear, layers[0].sum_up) if isinstance(layers[0], SummedLinear) else linear
 
+    def joined_gate(*layers: nn.Linear) -> Linear:
+        if wrap is unwrapped:
+            return gated_linear_of(*_together(layers), precision)
+        return gated(joined(*layers))
+
     return Layer(
         Norm.of(block.input_layernorm, dtype),
         joined(attention.q_proj, attention.k_proj, attention.v_proj),
         norms,
         joined(attention.o_proj),
         Norm.of(block.post_attention_layernorm, dtype),
-        joined(feed.gate_proj, feed.up_proj),
+        joined_gate(feed.gate_proj, feed.up_proj),
         joined(feed.down_proj),
         call,
+    )
+
+
+def _native(layer: Layer) -> Block | None:
+    """The layer as `NativeStep` takes it, if it is all of panels."""
+    linears = (layer.qkv, layer.output, layer.gated, layer.down)
+    qkv, output, gate, down = (one if isinstance(one, Panels) else None for one in linears)
+    if qkv is None or output is None or gate is None or down is None or layer.call.cap is not None:
+        return None
+    return Block(
+        before=layer.before.plain,
+        qkv=qkv,
+        norms=None if layer.norms is None else (layer.norms[0].plain, layer.norms[1].plain),
+        output=output,
+        between=layer.between.plain,
+        gated=gate,
+        down=down,
+        scale=layer.call.scale,
+        window=layer.call.window,
     )
 
 

@@ -1,7 +1,8 @@
 """Linear layers for decoding, in the precision that was asked for, and what that costs in loss.
 
 On a processor a step's time is that of reading the weights, so that packed weights of 16 or 8 bits are worth more than
-anything else: FBGEMM's kernels (Khudia et al. 2021, arXiv 2101.05615), which torch carries.
+anything else: by kernels of our own where they can be built (`native`), else by those that torch carries, oneDNN's and
+FBGEMM's (Khudia et al. 2021, arXiv 2101.05615).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import functional
 
 from fastserve import device
 from fastserve.errors import ConfigError
+from fastserve.generation import native
 from fastserve.generation.likelihood import MOST_TOKENS
 from fastserve.generation.network import Decodes
 from fastserve.models.attention import PackedCausal
@@ -56,6 +58,8 @@ def pick(wanted: str, place: torch.device) -> Precision:
 
 def linear_of(weight: Tensor, bias: Tensor | None, precision: Precision) -> Linear:
     """weight (out, in). float16 and int8 take and give float32, and keep a packed copy of the weight."""
+    if native.serves(precision, weight):
+        return _panels(weight, bias, precision)
     if precision == "float16":
         return _half(weight, bias)
     if precision == "int8":
@@ -63,6 +67,32 @@ def linear_of(weight: Tensor, bias: Tensor | None, precision: Precision) -> Line
     kind = torch.bfloat16 if precision == "bfloat16" else weight.dtype
     weight, bias = weight.detach().to(kind), None if bias is None else bias.detach().to(kind)
     return _packed(weight, bias) if _packs(weight) else lambda tokens: functional.linear(tokens, weight, bias)
+
+
+def gated_linear_of(weight: Tensor, bias: Tensor | None, precision: Precision) -> Linear:
+    """weight (2 * out, in): the first half of the outputs gates the other, by SiLU."""
+    if native.serves(precision, weight):
+        return _panels(weight, bias, precision, gated=True)
+    return gated(linear_of(weight, bias, precision))
+
+
+def _panels(weight: Tensor, bias: Tensor | None, kind: native.Kind, *, gated: bool = False) -> Linear:
+    if kind != "int8":
+        return native.Panels(weight, bias, kind, gated=gated)
+    scales = _scales(weight)
+    rounded = (weight.detach().float() / scales[:, None]).round_().clamp_(-127, 127)
+    # of many tokens the products of 8 bits are FBGEMM's, which keeps its own copy
+    return native.Panels(rounded, bias, kind, gated=gated, scales=scales, many=_int8(weight, bias))
+
+
+def gated(linear: Linear) -> Linear:
+    """(N, in) to (N, out), of a layer that has 2 * out outputs, the first half of which gates the other, by SiLU."""
+
+    def found(tokens: Tensor) -> Tensor:
+        gate, up = linear(tokens).chunk(2, -1)
+        return functional.silu(gate).mul_(up)
+
+    return found
 
 
 def _packs(weight: Tensor) -> bool:
@@ -105,12 +135,10 @@ def _half(weight: Tensor, bias: Tensor | None) -> Linear:
 
 def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
     """Weights of 8 bits with a scale for each output; inputs are rounded to 8 bits when they come."""
-    weight = weight.detach().float()
-    scales = weight.abs().amax(1).clamp(min=1e-8) / 127
     zeros = torch.zeros(len(weight), dtype=torch.int64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch means to replace the constructor, not the kernels
-        rounded = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        rounded = torch.quantize_per_channel(weight.detach().float(), _scales(weight), zeros, 0, torch.qint8)
     packed = torch.ops.quantized.linear_prepack(rounded, _floats(bias))
     multiply = torch.ops.quantized.linear_dynamic
     # sums of two products stay within 16 bits, which instruction sets before VNNI need, with inputs of 7 bits
@@ -121,6 +149,11 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
         return found
 
     return linear
+
+
+def _scales(weight: Tensor) -> Tensor:
+    """float32 (out,): by which numbers of 8 bits are multiplied."""
+    return weight.detach().float().abs().amax(1).clamp(min=1e-8) / 127
 
 
 def lighter(network: CausalNetwork, precision: Precision, wrap: Wrap = unwrapped) -> CausalNetwork:

@@ -1,0 +1,133 @@
+"""A linear layer whose weights lie as `decode.c` reads them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any, Literal, TypeGuard, cast
+
+import torch
+from torch import Tensor
+
+from fastserve import device
+from fastserve.generation.native.build import library
+
+Kind = Literal["float32", "bfloat16", "int8"]
+KINDS: dict[Kind, tuple[int, torch.dtype, frozenset[str]]] = {
+    "float32": (0, torch.float32, frozenset()),
+    "bfloat16": (1, torch.bfloat16, frozenset({"avx512_bf16"})),
+    "int8": (2, torch.int8, frozenset({"avx512_vnni"})),
+}
+"""By name: its number in C, the type of its weights, and what a processor needs for it."""
+PAIR = 32
+"""Outputs that are computed together: two panels of 16."""
+BLOCK = 12
+"""Rows whose sums stay in registers."""
+MANY = 96
+"""Rows from which on another kernel is asked, where there is one."""
+
+
+class LinearStruct(ctypes.Structure):
+    """`Linear` of decode.c."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int32),
+        ("inputs", ctypes.c_int32),
+        ("padded", ctypes.c_int32),
+        ("outputs", ctypes.c_int32),
+        ("kept", ctypes.c_int32),
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+    )
+
+
+def serves(kind: str, weight: Tensor) -> TypeGuard[Kind]:
+    """Whether there are such products for a weight on this machine."""
+    known = kind in KINDS and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
+    return known and KINDS[cast(Kind, kind)][2] <= device.processor_flags() and library() is not None
+
+
+class Panels:
+    """weight (out, in), bias (out,). gated: the first half of the outputs gates the other, by SiLU.
+
+    A call takes (N, in) of float32 or bfloat16 and gives (N, out), or (N, out / 2), of the same type. scales (out,):
+    of weights of 8 bits, for each output; inputs are then rounded to 8 bits, row by row. many: what computes the same
+    (N, out) sooner where there are many rows.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        kind: Kind,
+        *,
+        gated: bool = False,
+        scales: Tensor | None = None,
+        many: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        number, dtype, _ = KINDS[kind]
+        outputs, inputs = weight.shape
+        self.gated, self.many = gated, many
+        self.kept = outputs // 2 if gated else outputs
+        self.words = -(-inputs // 4) * 4 * dtype.itemsize // 4
+        """Of 4 bytes, of a row of inputs."""
+        self._library: Any = library()
+        rows = _laid_out(outputs, gated)
+        weight = weight.detach().to(dtype).contiguous()
+        self._kept_alive = [
+            self._panels(weight, rows),
+            _spread(bias, rows),
+            _spread(scales, rows),
+            _spread(128 * weight.sum(1, dtype=torch.int32), rows) if kind == "int8" else None,
+        ]
+        pointers = [None if part is None else part.data_ptr() for part in self._kept_alive]
+        self.struct = LinearStruct(number, inputs, -(-inputs // 4) * 4, len(rows), self.kept, *pointers)
+
+    def __deepcopy__(self, memo: object) -> Panels:
+        return self  # it never changes
+
+    def _panels(self, weight: Tensor, rows: Tensor) -> Tensor:
+        outputs, inputs, size = len(rows), weight.shape[1], weight.element_size()
+        padded = -(-inputs // 4) * 4
+        found = torch.empty(outputs * padded * size, dtype=torch.uint8)
+        self._library.lay_out(_at(weight), _at(rows), outputs, inputs, padded, size, _at(found))
+        return found
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        if self.many is not None and len(tokens) >= MANY:
+            found = self.many(tokens)
+            return torch.nn.functional.silu(found[:, : self.kept]) * found[:, self.kept :] if self.gated else found
+        tokens, rows, threads = tokens.contiguous(), len(tokens), torch.get_num_threads()
+        words = torch.empty((rows + BLOCK) * self.words, dtype=torch.int32)
+        scales, into = torch.empty(rows), tokens.new_empty((rows, self.kept))
+        if not rows:
+            return into
+        half = int(tokens.dtype is torch.bfloat16)
+        self._library.linear(
+            ctypes.byref(self.struct), rows, *map(_at, (tokens, words, scales, into)), half, int(self.gated), threads
+        )
+        return into
+
+
+def _laid_out(outputs: int, gated: bool) -> Tensor:
+    """int32: the output at each place of the panels, or -1 for none."""
+    if not gated:
+        rows = torch.arange(-(-outputs // PAIR) * PAIR, dtype=torch.int32)
+        return torch.where(rows < outputs, rows, -1)
+    half = outputs // 2
+    gates = _laid_out(half, False)[: -(-half // (PAIR // 2)) * (PAIR // 2)].view(-1, PAIR // 2)
+    return torch.stack([gates, torch.where(gates < 0, gates, gates + half)], 1).flatten()
+
+
+def _spread(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    """Values of the outputs at their places in the panels, 0 where there is no output."""
+    if values is None:
+        return None
+    found = values.detach()[rows.clamp(min=0).long()].masked_fill(rows < 0, 0)
+    return found if found.dtype is torch.int32 else found.float()
+
+
+def _at(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
