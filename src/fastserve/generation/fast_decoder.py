@@ -120,7 +120,8 @@ class FastDecoder:
         ]
         self.norm = Norm.of(body.norm, self.dtype)
         head = network.head
-        self.head = linear_of(head.weight, getattr(head, "bias", None), precision)
+        head_precision: Precision = "int8" if precision == "int4" else precision  # what it rounds, nothing smooths
+        self.head = linear_of(head.weight, getattr(head, "bias", None), head_precision)
         self.step = self._native_step()
 
     def hidden(self, ids: Tensor, attention: Attention) -> Tensor:

@@ -89,9 +89,10 @@ class EngineOptions(Section):
     max_waiting_tokens: Positive = Field(
         65_536, description="tokens of waiting prompts and of what they may write; what is more is turned away"
     )
-    precision: Literal["auto", "float32", "float16", "bfloat16", "int8"] = Field(
+    precision: Literal["auto", "float32", "float16", "bfloat16", "int8", "int4"] = Field(
         "auto",
-        description="of the weights; float16 computes in float32; int8 rounds what is multiplied to 8 bits, too",
+        description="of the weights; float16 computes in float32; int8 and int4 round what is multiplied to 8 bits, "
+        "too; int4 is for few texts at once",
     )
     loss_rise: Annotated[float, Field(gt=0)] = Field(
         0.02, description="share by which the loss on given texts may rise by the precision; above it that is refused"

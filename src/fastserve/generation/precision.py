@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from fastserve.generation.network import Decodes
 from fastserve.models.attention import PackedCausal
 from fastserve.models.causal import CausalNetwork
 
-Precision = Literal["float32", "float16", "bfloat16", "int8"]
+Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 Linear = Callable[[Tensor], Tensor]
 """(N, in) to (N, out)."""
 Wrap = Callable[[Sequence[nn.Module], Linear], Linear]
@@ -52,12 +52,16 @@ def pick(wanted: str, place: torch.device) -> Precision:
             f"precision {wanted} needs kernels ({ENGINE}) that torch has for x86 processors only: use float32 or "
             "bfloat16"
         )
-    known: dict[str, Precision] = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "int8": "int8"}
-    return known[wanted]
+    if wanted == "int4" and not native.serves("int4", torch.empty(0, device=place)):
+        raise ConfigError(
+            "precision int4 needs a processor with AVX-512 VNNI and a C compiler (gcc): use int8, or what auto finds"
+        )
+    found: Precision = next(one for one in get_args(Precision) if one == wanted)
+    return found
 
 
 def linear_of(weight: Tensor, bias: Tensor | None, precision: Precision) -> Linear:
-    """weight (out, in). float16 and int8 take and give float32, and keep a packed copy of the weight."""
+    """weight (out, in). float16, int8 and int4 take and give float32, and keep a packed copy of the weight."""
     if native.serves(precision, weight):
         return _panels(weight, bias, precision)
     if precision == "float16":
@@ -77,6 +81,9 @@ def gated_linear_of(weight: Tensor, bias: Tensor | None, precision: Precision) -
 
 
 def _panels(weight: Tensor, bias: Tensor | None, kind: native.Kind, *, gated: bool = False) -> Linear:
+    if kind == "int4":
+        rounded, scales = _four_bits(weight.detach().float())
+        return native.Panels(rounded, bias, kind, gated=gated, scales=scales)
     if kind != "int8":
         return native.Panels(weight, bias, kind, gated=gated)
     scales = _scales(weight)
@@ -149,6 +156,16 @@ def _int8(weight: Tensor, bias: Tensor | None) -> Linear:
         return found
 
     return linear
+
+
+def _four_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 (out, in), -8 to 7, and a scale for every `SPAN` inputs (out, spans), by which the largest of them is -8."""
+    outputs, inputs = weight.shape
+    spans = functional.pad(weight, (0, -inputs % native.SPAN)).view(outputs, -1, native.SPAN)
+    largest = spans.gather(2, spans.abs().argmax(2, keepdim=True))
+    scales = torch.where(largest == 0, 1.0, largest / -8)
+    rounded = (spans / scales).round_().clamp_(-8, 7).to(torch.int8)
+    return rounded.view(outputs, -1)[:, :inputs], scales.squeeze(2)
 
 
 def _scales(weight: Tensor) -> Tensor:

@@ -7,10 +7,12 @@
 
    Weights (out, in) are laid out in pairs of panels of 16 outputs each, inputs in groups of one (float32), two
    (bfloat16) or four (int8): [out / 32][in / group][32][group]. Of a layer that gates, one panel of a pair is of the
-   gate and one of what is gated. */
+   gate and one of what is gated. Weights of 4 bits, 0 to 15 for -8 to 7, lie as those of 8, two groups in one: the
+   first in the low bits; each 32 inputs of an output have a scale. */
 
 #define _GNU_SOURCE
 #include <math.h>
+#include <omp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -20,6 +22,7 @@
 
 #define LANES 16
 #define PAIR (2 * LANES)
+#define SPAN 32 /* inputs of 4-bit weights that have one scale */
 #define MOST_ROWS 12 /* of a block whose sums stay in registers: 12 rows of two panels */
 #define INLINE static inline __attribute__((always_inline))
 
@@ -28,15 +31,15 @@ typedef int32_t Ints __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t Words __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t Halves __attribute__((vector_size(32), aligned(2)));
 
-enum Kind { FLOAT32, BFLOAT16, INT8 };
+enum Kind { FLOAT32, BFLOAT16, INT8, INT4 };
 enum Then { STORE, ADD, GATE };
 
 /* What Python fills in; the order is that of the classes in panels.py and step.py. */
 typedef struct {
-    int32_t kind, inputs, padded, outputs; /* padded: inputs up to a multiple of 4; outputs: those of whole pairs */
+    int32_t kind, inputs, padded, outputs; /* padded: inputs up to a multiple of 32; outputs: those of whole pairs */
     int32_t kept;                          /* numbers of a result: outputs without padding, half as many where gated */
     const void *weight;
-    const float *bias, *scales; /* (outputs,), of int8 for each output; bias may be null */
+    const float *bias, *scales; /* (outputs,), bias may be null; scales are of int8, of int4 (pairs, spans, 32) */
     const int32_t *sums;        /* of int8: 128 times the sum of an output's weights */
 } Linear;
 
@@ -65,91 +68,51 @@ typedef struct {
     void *input;
 } Step;
 
-/* Threads */
+/* Threads are OpenMP's, whose library torch has loaded: a pool of our own would be in the way of its pool. */
 
-#define MOST_THREADS 64
 #define EAGER 4000 /* looks at others' progress before a thread lets others have its core */
 
 typedef void (*Job)(const void *what, int rank);
 static struct {
-    pthread_mutex_t call, lock;
-    pthread_cond_t wake;
+    pthread_mutex_t call;
     int count;
-    Job job;
-    const void *what;
-    atomic_int round, busy, born; /* born: the round after which the newest threads began */
     _Alignas(64) atomic_int arrived;
     _Alignas(64) atomic_int turn;
     _Alignas(64) atomic_int next[2];
-} team = {.call = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .wake = PTHREAD_COND_INITIALIZER,
-          .count = 1};
+} team = {.call = PTHREAD_MUTEX_INITIALIZER};
 
-INLINE void rest(int *looks) {
-    if (++*looks > EAGER) sched_yield();
-    else _mm_pause();
-}
-
-/* Until all threads are here; what they were to share out next starts at 0. */
+/* Until all threads are here; what they are to share out next starts at 0. */
 static void meet(void) {
     int turn = atomic_load(&team.turn), looks = 0;
     if (atomic_fetch_add(&team.arrived, 1) + 1 == team.count) {
         atomic_store(&team.arrived, 0);
         atomic_store(&team.next[(turn + 1) & 1], 0);
         atomic_store(&team.turn, turn + 1);
-    } else {
-        while (atomic_load_explicit(&team.turn, memory_order_acquire) == turn) rest(&looks);
+        return;
+    }
+    while (atomic_load_explicit(&team.turn, memory_order_acquire) == turn) {
+        if (++looks > EAGER) sched_yield();
+        else _mm_pause();
     }
 }
 
-/* The next of the items that the threads share out between two meetings. */
+/* The first of so many items that the threads share out between two meetings. */
 INLINE int take(int many) {
     return atomic_fetch_add(&team.next[atomic_load_explicit(&team.turn, memory_order_relaxed) & 1], many);
 }
 
-static int started = 1;
-
-static void *work(void *number) {
-    int rank = (int)(intptr_t)number, seen = atomic_load(&team.born);
-    for (;;) {
-        pthread_mutex_lock(&team.lock);
-        while (atomic_load(&team.round) == seen) pthread_cond_wait(&team.wake, &team.lock);
-        pthread_mutex_unlock(&team.lock);
-        seen++;
-        if (rank < team.count) team.job(team.what, rank);
-        atomic_fetch_sub(&team.busy, 1);
-    }
-    return NULL;
-}
-
-/* A process that was forked off has this thread alone. */
-static void forked(void) {
-    started = 1;
-    pthread_mutex_init(&team.call, NULL), pthread_mutex_init(&team.lock, NULL), pthread_cond_init(&team.wake, NULL);
-}
-
-__attribute__((constructor)) static void loaded(void) { pthread_atfork(NULL, NULL, forked); }
-
 static void together(Job job, const void *what, int threads) {
     pthread_mutex_lock(&team.call);
-    atomic_store(&team.born, atomic_load(&team.round));
-    while (started < threads && started < MOST_THREADS) {
-        pthread_t thread;
-        if (pthread_create(&thread, NULL, work, (void *)(intptr_t)started)) break;
-        pthread_detach(thread);
-        started++;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp single
+        {
+            team.count = omp_get_num_threads();
+            atomic_store(&team.arrived, 0);
+            atomic_store(&team.next[0], 0), atomic_store(&team.next[1], 0);
+        }
+        job(what, omp_get_thread_num());
     }
-    team.count = threads < started ? threads : started;
-    team.job = job, team.what = what;
-    atomic_store(&team.arrived, 0);
-    atomic_store(&team.next[0], 0), atomic_store(&team.next[1], 0);
-    atomic_store(&team.busy, started - 1);
-    pthread_mutex_lock(&team.lock);
-    atomic_fetch_add(&team.round, 1);
-    pthread_cond_broadcast(&team.wake);
-    pthread_mutex_unlock(&team.lock);
-    job(what, 0);
-    int looks = 0;
-    while (atomic_load_explicit(&team.busy, memory_order_acquire)) rest(&looks);
     pthread_mutex_unlock(&team.call);
 }
 
@@ -213,9 +176,10 @@ INLINE Floats exponential(Floats x) {
 typedef struct {
     int rows, each; /* each: rows of a block, but for the last one */
     uint32_t *words;
-    float *scales; /* (rows,), of int8 */
+    float *scales; /* (rows,), of int8 and int4 */
 } Input;
 
+INLINE int is_whole(const Linear *linear) { return linear->kind == INT8 || linear->kind == INT4; }
 INLINE int group_of(int kind) { return kind == FLOAT32 ? 1 : kind == BFLOAT16 ? 2 : 4; }
 
 static Input input_of(int rows, void *words, float *scales) {
@@ -231,8 +195,8 @@ INLINE uint32_t *block_of(const Input *input, const Linear *linear, int block) {
     return input->words + (int64_t)block * input->each * words_of(linear);
 }
 
-/* Numbers of 8 bits about 128, the largest of them 127 from it; what 1 of them is. */
-static float set_bytes(uint8_t *into, const float *from, int count) {
+/* Numbers of 8 bits about `middle`, the largest of them 127 from it; what 1 of them is. */
+static float set_bytes(uint8_t *into, const float *from, int count, int middle) {
     Floats most = {};
     float top = 1e-12f;
     int i = 0;
@@ -240,7 +204,7 @@ static float set_bytes(uint8_t *into, const float *from, int count) {
     for (; i < count; i++) top = fmaxf(top, fabsf(from[i]));
     top = fmaxf(top, largest(most));
     float factor = 127.0f / top;
-    for (i = 0; i < count; i++) into[i] = (uint8_t)(int)(from[i] * factor + 128.5f);
+    for (i = 0; i < count; i++) into[i] = (uint8_t)((int)(from[i] * factor + 128.5f) - 128 + middle);
     return top / 127.0f;
 }
 
@@ -257,9 +221,9 @@ static void set_row(const Input *input, const Linear *linear, int row, const voi
     if (linear->kind == FLOAT32) {
         memset(own, 0, sizeof own);
         memcpy(own, numbers, 4 * (size_t)count);
-    } else if (linear->kind == INT8) {
+    } else if (is_whole(linear)) {
         memset(own + count / 4, 0, 4 * (size_t)(words - count / 4));
-        input->scales[row] = set_bytes((uint8_t *)own, numbers, count);
+        input->scales[row] = set_bytes((uint8_t *)own, numbers, count, linear->kind == INT8 ? 128 : 0);
     } else {
         int i = 0;
         uint16_t *halves = (uint16_t *)own;
@@ -333,16 +297,64 @@ INLINE void byte_block(const int rows, const uint32_t *x, int each, const int8_t
 #endif
 }
 
-INLINE void block(const int kind, const int rows, const uint32_t *x, int each, const void *w, int words,
-                  Floats (*sums)[2]) {
-    if (kind == FLOAT32) float_block(rows, x, each, w, words, sums);
-    else if (kind == BFLOAT16) half_block(rows, x, each, w, words, sums);
-    else byte_block(rows, x, each, w, words, sums);
+/* Sums of floats already. Inputs have signs here and weights none, 8 too many: which is taken off before. */
+INLINE void nibble_block(const int rows, const uint32_t *x, int each, const uint8_t *w, int words, const float *scales,
+                         Floats (*sums)[2]) {
+#ifdef __AVX512VNNI__
+    const __m512i four_bits = _mm512_set1_epi8(15), eights = _mm512_set1_epi8(8);
+    Floats low_sums[MOST_ROWS], high_sums[MOST_ROWS];
+#pragma GCC unroll 6
+    for (int m = 0; m < rows; m++) low_sums[m] = high_sums[m] = (Floats){};
+    for (int k = 0; k < words; k += SPAN / 4, scales += PAIR) {
+        __m512i low_whole[MOST_ROWS], high_whole[MOST_ROWS];
+#pragma GCC unroll 6
+        for (int m = 0; m < rows; m++) {
+            __m512i before = _mm512_setzero_si512();
+            for (int i = 0; i < SPAN / 4; i++)
+                before = _mm512_dpbusd_epi32(before, eights, _mm512_set1_epi32((int)x[i * each + m]));
+            low_whole[m] = high_whole[m] = _mm512_sub_epi32(_mm512_setzero_si512(), before);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < SPAN / 8; i++, w += 4 * PAIR, x += 2 * each) {
+            __m512i low = _mm512_loadu_si512(w), high = _mm512_loadu_si512(w + 4 * LANES);
+            __m512i low_first = _mm512_and_si512(low, four_bits), high_first = _mm512_and_si512(high, four_bits);
+            __m512i low_then = _mm512_and_si512(_mm512_srli_epi16(low, 4), four_bits);
+            __m512i high_then = _mm512_and_si512(_mm512_srli_epi16(high, 4), four_bits);
+#pragma GCC unroll 6
+            for (int m = 0; m < rows; m++) {
+                __m512i first = _mm512_set1_epi32((int)x[m]), then = _mm512_set1_epi32((int)x[each + m]);
+                low_whole[m] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(low_whole[m], low_first, first), low_then, then);
+                high_whole[m] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(high_whole[m], high_first, first), high_then, then);
+            }
+        }
+        Floats low_scale = load(scales), high_scale = load(scales + LANES);
+#pragma GCC unroll 6
+        for (int m = 0; m < rows; m++) {
+            low_sums[m] += (Floats)_mm512_cvtepi32_ps(low_whole[m]) * low_scale;
+            high_sums[m] += (Floats)_mm512_cvtepi32_ps(high_whole[m]) * high_scale;
+        }
+    }
+#pragma GCC unroll 6
+    for (int m = 0; m < rows; m++) sums[m][0] = low_sums[m], sums[m][1] = high_sums[m];
+#else
+    (void)rows, (void)x, (void)each, (void)w, (void)words, (void)scales, (void)sums;
+#endif
 }
 
-static void any_block(int kind, int rows, const uint32_t *x, int each, const void *w, int words, Floats (*sums)[2]) {
+INLINE void block(const Linear *linear, const int rows, const uint32_t *x, int each, int pair, Floats (*sums)[2]) {
+    int words = words_of(linear);
+    int64_t at = (int64_t)pair * PAIR * words * 4;
+    const char *weight = linear->weight;
+    if (linear->kind == FLOAT32) float_block(rows, x, each, (const float *)(weight + at), words, sums);
+    else if (linear->kind == BFLOAT16) half_block(rows, x, each, (const uint16_t *)(weight + at), words, sums);
+    else if (linear->kind == INT8) byte_block(rows, x, each, (const int8_t *)(weight + at), words, sums);
+    else nibble_block(rows, x, each, (const uint8_t *)(weight + at / 2), words,
+                      linear->scales + (int64_t)pair * PAIR * (linear->padded / SPAN), sums);
+}
+
+static void any_block(const Linear *linear, int rows, const uint32_t *x, int each, int pair, Floats (*sums)[2]) {
     switch (rows) {
-#define CASE(n) case n: block(kind, n, x, each, w, words, sums); break;
+#define CASE(n) case n: block(linear, n, x, each, pair, sums); break;
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
 #undef CASE
     }
@@ -352,7 +364,7 @@ INLINE Floats scaled(const Linear *linear, Floats sum, int output, float input_s
     if (linear->kind == INT8) {
         Ints whole = (Ints)sum - *(const Ints *)(linear->sums + output);
         sum = __builtin_convertvector(whole, Floats) * load(linear->scales + output) * input_scale;
-    }
+    } else if (linear->kind == INT4) sum *= input_scale;
     return linear->bias ? sum + load(linear->bias + output) : sum;
 }
 
@@ -391,18 +403,17 @@ INLINE void finish(const Linear *linear, const Target *target, int row, int pair
 
 /* Rows of inputs times the weights, shared out between the threads by pairs of panels. */
 static void multiply(const Linear *linear, const Input *input, const Target *target) {
-    int pairs = linear->outputs / PAIR, words = words_of(linear), each = input->each;
+    int pairs = linear->outputs / PAIR, each = input->each;
     int many = pairs / (8 * team.count) < 1 ? 1 : pairs / (8 * team.count);
     Floats sums[MOST_ROWS][2];
     for (int first = take(many); first < pairs; first = take(many)) {
         int last = first + many < pairs ? first + many : pairs;
         for (int pair = first; pair < last; pair++) {
-            const uint32_t *weight = (const uint32_t *)linear->weight + (int64_t)pair * PAIR * words;
             for (int number = 0; number < blocks_of(input); number++) {
                 int row = number * each, count = input->rows - row < each ? input->rows - row : each;
-                any_block(linear->kind, count, block_of(input, linear, number), each, weight, words, sums);
+                any_block(linear, count, block_of(input, linear, number), each, pair, sums);
                 for (int m = 0; m < count; m++)
-                    finish(linear, target, row + m, pair, sums[m], linear->kind == INT8 ? input->scales[row + m] : 0);
+                    finish(linear, target, row + m, pair, sums[m], is_whole(linear) ? input->scales[row + m] : 0);
             }
         }
     }
@@ -681,6 +692,12 @@ void linear(const Linear *by, int rows, const void *from, void *words, float *sc
     Target target = {gated ? GATE : STORE, into, by->kept, half};
     Multiplication one = {by, input_of(rows, words, scales), from, target};
     together(multiply_part, &one, threads);
+}
+
+/* Weights of 8 bits (outputs, padded) as they are laid out, -8 to 7, to those of 4 in half as many bytes. */
+void halve(const int8_t *from, int pairs, int padded, uint8_t *into) {
+    for (int64_t word = 0; word < (int64_t)pairs * padded / 8; word++, from += 8 * PAIR, into += 4 * PAIR)
+        for (int i = 0; i < 4 * PAIR; i++) into[i] = (uint8_t)((from[i] + 8) | (from[4 * PAIR + i] + 8) << 4);
 }
 
 /* weight (outputs, inputs) of the type, laid out into (outputs, padded). source: of each laid-out output the row that it

@@ -12,15 +12,18 @@ from torch import Tensor
 from fastserve import device
 from fastserve.generation.native.build import library
 
-Kind = Literal["float32", "bfloat16", "int8"]
+Kind = Literal["float32", "bfloat16", "int8", "int4"]
 KINDS: dict[Kind, tuple[int, torch.dtype, frozenset[str]]] = {
     "float32": (0, torch.float32, frozenset()),
     "bfloat16": (1, torch.bfloat16, frozenset({"avx512_bf16"})),
     "int8": (2, torch.int8, frozenset({"avx512_vnni"})),
+    "int4": (3, torch.int8, frozenset({"avx512_vnni"})),
 }
 """By name: its number in C, the type of its weights, and what a processor needs for it."""
 PAIR = 32
 """Outputs that are computed together: two panels of 16."""
+SPAN = 32
+"""Inputs that have a scale of their own, of weights of 4 bits; rows of inputs have a multiple of it."""
 BLOCK = 12
 """Rows whose sums stay in registers."""
 MANY = 96
@@ -52,9 +55,9 @@ def serves(kind: str, weight: Tensor) -> TypeGuard[Kind]:
 class Panels:
     """weight (out, in), bias (out,). gated: the first half of the outputs gates the other, by SiLU.
 
-    A call takes (N, in) of float32 or bfloat16 and gives (N, out), or (N, out / 2), of the same type. scales (out,):
-    of weights of 8 bits, for each output; inputs are then rounded to 8 bits, row by row. many: what computes the same
-    (N, out) sooner where there are many rows.
+    A call takes (N, in) of float32 or bfloat16 and gives (N, out), or (N, out / 2), of the same type. scales: of
+    weights of 8 bits for each output (out,), of those of 4 bits, -8 to 7, for every `SPAN` inputs (out, spans); inputs
+    are then rounded to 8 bits, row by row. many: what computes the same (N, out) sooner where there are many rows.
     """
 
     def __init__(
@@ -71,29 +74,33 @@ class Panels:
         outputs, inputs = weight.shape
         self.gated, self.many = gated, many
         self.kept = outputs // 2 if gated else outputs
-        self.words = -(-inputs // 4) * 4 * dtype.itemsize // 4
+        padded = -(-inputs // SPAN) * SPAN
+        self.words = padded * dtype.itemsize // 4
         """Of 4 bytes, of a row of inputs."""
         self._library: Any = library()
         rows = _laid_out(outputs, gated)
         weight = weight.detach().to(dtype).contiguous()
         self._kept_alive = [
-            self._panels(weight, rows),
+            self._panels(weight, rows, padded, halved=kind == "int4"),
             _spread(bias, rows),
             _spread(scales, rows),
             _spread(128 * weight.sum(1, dtype=torch.int32), rows) if kind == "int8" else None,
         ]
         pointers = [None if part is None else part.data_ptr() for part in self._kept_alive]
-        self.struct = LinearStruct(number, inputs, -(-inputs // 4) * 4, len(rows), self.kept, *pointers)
+        self.struct = LinearStruct(number, inputs, padded, len(rows), self.kept, *pointers)
 
     def __deepcopy__(self, memo: object) -> Panels:
         return self  # it never changes
 
-    def _panels(self, weight: Tensor, rows: Tensor) -> Tensor:
+    def _panels(self, weight: Tensor, rows: Tensor, padded: int, *, halved: bool) -> Tensor:
         outputs, inputs, size = len(rows), weight.shape[1], weight.element_size()
-        padded = -(-inputs // 4) * 4
         found = torch.empty(outputs * padded * size, dtype=torch.uint8)
         self._library.lay_out(_at(weight), _at(rows), outputs, inputs, padded, size, _at(found))
-        return found
+        if not halved:
+            return found
+        half = torch.empty(len(found) // 2, dtype=torch.uint8)
+        self._library.halve(_at(found), outputs // PAIR, padded, _at(half))
+        return half
 
     def __call__(self, tokens: Tensor) -> Tensor:
         if self.many is not None and len(tokens) >= MANY:
@@ -122,10 +129,13 @@ def _laid_out(outputs: int, gated: bool) -> Tensor:
 
 
 def _spread(values: Tensor | None, rows: Tensor) -> Tensor | None:
-    """Values of the outputs at their places in the panels, 0 where there is no output."""
+    """Values of the outputs (out,) or (out, spans) at their places in the panels, a pair's together; 0 where there is
+    no output."""
     if values is None:
         return None
-    found = values.detach()[rows.clamp(min=0).long()].masked_fill(rows < 0, 0)
+    values = values.detach().reshape(len(values), -1)
+    found = values[rows.clamp(min=0).long()].masked_fill(rows[:, None] < 0, 0)
+    found = found.view(-1, PAIR, values.shape[1]).transpose(1, 2).contiguous()
     return found if found.dtype is torch.int32 else found.float()
 
 
