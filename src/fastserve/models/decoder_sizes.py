@@ -98,6 +98,7 @@ def recipe_of(options: DecoderOptions, rows: int) -> Recipe:
         schedule="cosine",
         keep="best",
         bf16=True,
+        optimizer="muon",
         betas=(0.9, 0.95),
         spike=SPIKE,
     )

@@ -54,6 +54,11 @@ class HttpOptions(Section):
 class ServeOptions(HttpOptions):
     """What `fastserve serve` computes with, what it refuses, and how it looks after its workers."""
 
+    replicas: Positive = Field(
+        1,
+        description="servers of the same models behind one address, each with its workers; a prompt goes to the one "
+        "that read its beginning before",
+    )
     workers: Positive = Field(1, description="worker processes; one for each core is best")
     threads: Positive = Field(1, description="threads that a worker computes with")
     runtime: str = Field("auto", description="what executes the network: auto, torch, table, onnx or openvino")

@@ -40,6 +40,10 @@ def serve(models: Sequence[str], options: ServeOptions, *, source: str = BUNDLES
         return run_vllm(named, options)
     keys = read_key_file(Path(options.api_key_file)) if options.api_key_file else []
     check_exposure(options)
+    if options.replicas > 1:
+        from fastserve.serving.routing.fleet import serve_replicas
+
+        return serve_replicas(named, options, source, keys)
     listening = bind(options.host, options.port)
     try:
         names = ", ".join(model.name for model in named)

@@ -72,7 +72,8 @@ class Replica:
         self.secure = parts.scheme == "https"
         self.host, self.port = parts.hostname, port or (443 if self.secure else 80)
         self.name = f"{parts.scheme}://{parts.netloc}"
-        self.is_ready = False
+        self.is_ready = self.was_ready = False
+        """Now, and ever."""
         self.work = self.open = 0
         """Tokens, and requests, that it owes."""
         self.answered = self.failed = 0

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from fastserve import log
 from fastserve.errors import ConfigError
@@ -38,12 +39,25 @@ def route(servers: Sequence[str], options: HttpOptions) -> int:
     listening = bind(options.host, options.port)
     try:
         log.say(f"{address(listening)} routes to {', '.join(names)} (Ctrl+C ends it)")
-        return asyncio.run(_run(Router(replicas, gate, Events(level=options.log_level)), listening, options))
+        return asyncio.run(run(Router(replicas, gate, Events(level=options.log_level)), listening, options))
     finally:
         listening.close()
 
 
-async def _run(router: Router, listening: socket.socket, options: HttpOptions) -> int:
+class Servers(Protocol):
+    """Servers that live and end with their router. code: why they ended, if they did by themselves."""
+
+    code: int
+
+    def begin(self, stop: asyncio.Event) -> None:
+        """Start them; `stop` is set where that is in vain."""
+        ...
+
+    async def finish(self) -> None: ...
+
+
+async def run(router: Router, listening: socket.socket, options: HttpOptions, servers: Servers | None = None) -> int:
+    """Answer until a signal, or the servers' own end; the exit code."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -51,18 +65,22 @@ async def _run(router: Router, listening: socket.socket, options: HttpOptions) -
     connections = Connections(router, http_limits(options))
     listener = Listener(listening, connections)
     listener.open()
+    if servers is not None:
+        servers.begin(stop)
     tasks = [loop.create_task(router.watch()), loop.create_task(_sweep(connections, listener))]
     await stop.wait()
     router.draining = True
     listener.close()
     await router.finish(options.drain_seconds)
+    if servers is not None:
+        await servers.finish()
     connections.close_idle()
     await asyncio.sleep(0.1)  # for last answers to leave
     for task in tasks:
         task.cancel()
     connections.abort()
     await asyncio.gather(*tasks, return_exceptions=True)
-    return 0
+    return 0 if servers is None else servers.code
 
 
 async def _sweep(connections: Connections, listener: Listener) -> None:

@@ -175,6 +175,7 @@ class Router:
         elif replica.is_ready and not ready:
             self._lost(replica, "it does not say that it is ready")
         replica.is_ready = ready
+        replica.was_ready = replica.was_ready or ready
 
     async def finish(self, seconds: float) -> None:
         """Wait for open requests, at most so long, then end them."""

@@ -131,8 +131,10 @@ class Setup:
         return max(int(lengths(self.prepared.train).sum(dtype=np.int64)) // self.prepared.context, 1)
 
     def recipe(self) -> Recipe:
-        """The network's, with the rate that fits what is trained of it, and on what."""
+        """The network's, with the optimizer and rate that fit what is trained of it, and on what."""
         recipe = self.kind.recipe(self.contexts, self.shape.outputs)
+        if self.prepared.start is not None or self.config.model.lora is not None:
+            recipe = replace(recipe, optimizer="adamw")  # muon moves all directions as far, also what was learned well
         tuned = TUNED if self.prepared.start is not None else 1.0
         factor = PREFERRED if self.prepared.are_pairs else tuned
         if self.config.model.lora is not None:
