@@ -9,10 +9,10 @@ until all texts have their first token; decode, how fast all tokens after it com
 are of what the machine can do: of the bandwidth at which it reads weights, and of its matrix products in the precision
 (float16, whose weights alone are of 16 bits, has those of bfloat16 as its measure).
 
-Contestants of one class (float32; 16 bits; 8 bits) are compared with each other alone. "As float32" is of how many of
-eight texts the first token, and of how many all 24 tokens, are those that transformers writes in float32: all of them
-where float32 is computed, but for near-ties, of which random weights have many. Who gives no answer in `--seconds` is
-ended, and told so.
+Contestants of one class (float32; 16, 8 or 4 bits; inputs of 4-bit weights have 8) are compared with each other alone.
+"As float32" is of how many of eight texts the first token, and of how many all 24 tokens, are those that transformers
+writes in float32: all of them where float32 is computed, but for near-ties, of which random weights have many. Who
+gives no answer in `--seconds` is ended, and told so.
 
 --only: those whose names contain one of the texts; --results: a JSON file to which what is found is added, and of which
 all is shown, so that sizes and contestants can be measured one after the other (all at once do not fit into a small
@@ -201,11 +201,13 @@ def measured_machine() -> dict[str, float]:
     wide = torch.randn(2048, 2048)
     half, eighth = wide.bfloat16(), wide.to(torch.int8)
     operations = 2 * 2048**3
+    whole = operations / _fastest(lambda: torch._int_mm(eighth, eighth))
     return {
         "memory": block.nbytes / _fastest(block.sum),
         "float32": operations / _fastest(lambda: wide @ wide),
         "16 bits": operations / _fastest(lambda: half @ half),
-        "8 bits": operations / _fastest(lambda: torch._int_mm(eighth, eighth)),
+        "8 bits": whole,
+        "4 bits": whole,
     }
 
 

@@ -36,7 +36,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 LIVELY = 2.5
 """Times their first values that weights are: as they start, a network says the last word over and over."""
-CLASSES = {"float32": ("float32",), "16 bits": ("float16", "bfloat16"), "8 bits": ("int8",)}
+CLASSES = {"float32": ("float32",), "16 bits": ("float16", "bfloat16"), "8 bits": ("int8",), "4 bits": ("int4",)}
 Texts = list[list[int]]
 Write = Callable[[Texts, int], Texts]
 """Prompts and how many tokens to write after each, to what was written after each."""
@@ -277,7 +277,7 @@ def openvino(folder: Path, precision: str) -> Write:
     import openvino_genai as genai
     from openvino import Tensor
 
-    kept = {"float32": "f32", "bfloat16": "bf16", "int8": "u8"}[precision]
+    kept = {"float32": "f32", "bfloat16": "bf16", "int8": "u8", "int4": "u8"}[precision]
     properties = {"INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16", "KV_CACHE_PRECISION": kept}
     scheduler = genai.SchedulerConfig()
     scheduler.cache_size = 2
@@ -300,7 +300,8 @@ def _openvino_folder(folder: Path, precision: str) -> Path:
     from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
 
     exported = folder / f"openvino-{precision}"
-    rounded = OVWeightQuantizationConfig(bits=8) if precision == "int8" else None
+    forms: dict[str, dict[str, Any]] = {"int8": {"bits": 8}, "int4": {"bits": 4, "sym": True, "group_size": 32}}
+    rounded = OVWeightQuantizationConfig(**forms[precision]) if precision in forms else None
     model = OVModelForCausalLM.from_pretrained(
         folder, export=True, compile=False, quantization_config=rounded, load_in_8bit=False
     )
@@ -437,7 +438,8 @@ def _gguf(folder: Path, precision: str) -> Path:
     import gguf
 
     kinds = gguf.GGMLQuantizationType
-    kind = {"float32": kinds.F32, "bfloat16": kinds.BF16, "int8": kinds.Q8_0}[precision]
+    kind = {"float32": kinds.F32, "bfloat16": kinds.BF16, "int8": kinds.Q8_0, "int4": kinds.Q4_0}[precision]
+    table = kinds.Q8_0 if precision == "int4" else kind
     file = folder / f"{precision}.gguf"
     options = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(file, "llama")
@@ -453,7 +455,8 @@ def _gguf(folder: Path, precision: str) -> Path:
     writer.add_vocab_size(options["vocab_size"])
     writer.add_tokenizer_model("none")
     for name, weight in _gguf_weights(folder, options):
-        matrix = kind if weight.ndim == 2 else kinds.F32
+        hidden = table if name.startswith("token_embd") else kind
+        matrix = hidden if weight.ndim == 2 else kinds.F32
         writer.add_tensor(name, gguf.quantize(weight, matrix), raw_dtype=matrix)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -486,9 +489,9 @@ class Contestant:
     is_peer: bool = False
 
     @property
-    def bytes(self) -> int:
+    def bytes(self) -> float:
         """Of a weight."""
-        return {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}[self.precision]
+        return {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "int4": 0.5}[self.precision]
 
 
 CONTESTANTS = {
@@ -496,6 +499,7 @@ CONTESTANTS = {
     "fastserve float16": Contestant(fastserve, "float16"),
     "fastserve bfloat16": Contestant(fastserve, "bfloat16"),
     "fastserve int8": Contestant(fastserve, "int8"),
+    "fastserve int4": Contestant(fastserve, "int4"),
     "transformers generate float32": Contestant(generate, "float32"),
     "transformers generate bfloat16": Contestant(generate, "bfloat16"),
     "transformers continuous batching float32": Contestant(continuous, "float32"),
@@ -503,12 +507,14 @@ CONTESTANTS = {
     "openvino genai float32": Contestant(openvino, "float32", is_peer=True),
     "openvino genai bfloat16": Contestant(openvino, "bfloat16", is_peer=True),
     "openvino genai int8": Contestant(openvino, "int8", is_peer=True),
+    "openvino genai int4": Contestant(openvino, "int4", is_peer=True),
     "ctranslate2 float32": Contestant(ctranslate2, "float32", is_peer=True),
     "ctranslate2 bfloat16": Contestant(ctranslate2, "bfloat16", is_peer=True),
     "ctranslate2 int8": Contestant(ctranslate2, "int8", is_peer=True),
     "llama.cpp float32": Contestant(llama, "float32", is_peer=True),
     "llama.cpp bfloat16": Contestant(llama, "bfloat16", is_peer=True),
     "llama.cpp int8": Contestant(llama, "int8", is_peer=True),
+    "llama.cpp int4": Contestant(llama, "int4", is_peer=True),
 }
 
 
