@@ -100,7 +100,8 @@ def run_of(
     data = pairs(network, task) if preferences else prompted()
     lengths = sum(rows.lengths for rows in data.inputs.values())
     plan = PackPlan(lengths, STEP_TOKENS, 0, np.ones(ROWS, np.float32) if preferences else data.targets[:, 2])
-    recipe = replace(find(NETWORK, causal=True).recipe(ROWS, WORDS), epochs=2, learning_rate=3e-3, warmup=0.0)
+    recipe = find(NETWORK, causal=True).recipe(ROWS, WORDS)
+    recipe = replace(recipe, epochs=2, learning_rate=3e-3, warmup=0.0, optimizer="adamw")  # unless `train` says another
     return TrainingRun(
         network,
         task,

@@ -93,7 +93,7 @@ def test_an_instructed_model_answers(at_home: Path) -> None:
 
 def test_preferences_make_the_better_answer_the_likely_one(at_home: Path, tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    tuned = tune(tmp_path, liked(), epochs=4, learning_rate=5e-3, model={"merge": True})
+    tuned = tune(tmp_path, liked(), epochs=8, learning_rate=5e-3, model={"merge": True})
     report = tuned.bundle.report()
     assert report is not None
     wins = {check["name"]: check["share"]["value"] for check in report.details["checks"]}
