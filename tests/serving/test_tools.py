@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastserve.serving.generation.tools import Call, JsonReader, ToolReader
@@ -41,6 +41,7 @@ def read(reader: Any, pieces: list[str]) -> tuple[str, list[tuple[str, Any]]]:
     return "".join(part for part in found if isinstance(part, str)), calls
 
 
+@example([12], "Let me look. ", 1)
 @given(st.lists(st.integers(0, 200), max_size=12), st.sampled_from(["", "Let me look. "]), st.integers(1, 2))
 def test_calls_are_found_however_the_text_is_cut(cuts: list[int], before: str, times: int) -> None:
     text = before + CALL * times

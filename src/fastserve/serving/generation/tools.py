@@ -35,10 +35,15 @@ class Call:
 
 
 class ToolReader:
-    """Takes calls out of a text that comes in pieces. What could become a call is held back until it is told."""
+    """Takes calls out of a text that comes in pieces. What could become a call is held back until it is told.
+
+    Blanks before a call are dropped, unless they end a text.
+    """
 
     def __init__(self) -> None:
         self._held = ""
+        self._in_text = False
+        """Whether what was shown last is text."""
 
     def push(self, text: str) -> list[str | Call]:
         """What can be shown now: texts and calls in their order."""
@@ -50,12 +55,15 @@ class ToolReader:
                 break
             call = read_call(self._held[place + len(OPEN) : end])
             shown = self._held[:place] if call else self._held[: end + len(CLOSE)]
-            found += [*([shown] if shown.strip() or not call else []), *([call] if call else [])]
+            found += [*([shown] if shown.strip() or self._in_text or not call else []), *([call] if call else [])]
+            self._in_text = call is None
             self._held = self._held[end + len(CLOSE) :]
         if place < 0:
             kept = next((size for size in range(len(OPEN) - 1, 0, -1) if self._held.endswith(OPEN[:size])), 0)
-            shown, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
-            found += [shown] if shown else []
+            shown = self._held[: len(self._held) - kept]
+            if shown.strip() or self._in_text:
+                found += [shown] if shown else []
+                self._held, self._in_text = self._held[len(shown) :], True
         return found
 
     def finish(self) -> list[str | Call]:
@@ -65,7 +73,7 @@ class ToolReader:
         call = read_call(rest) if mark else None
         if call is None:
             return [held] if held else []
-        return [*([before] if before.strip() else []), call]
+        return [*([before] if before.strip() or self._in_text else []), call]
 
 
 class JsonReader:
