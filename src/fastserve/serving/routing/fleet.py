@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 from fastserve import device, log
 from fastserve.config import Section
@@ -99,7 +100,8 @@ class Fleet:
                 stop.set()
                 return
             self.events.warning("server ended", server=member.replica.name, code=code, again_seconds=pause)
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     async def finish(self) -> None:
