@@ -20,18 +20,19 @@ from torch.nn import functional
 
 from fastserve.generation import native
 from fastserve.generation.fast_decoder import FastDecoder, fast_form
-from fastserve.generation.native.build import NEEDED, built, library
 from fastserve.generation.native.step import NativeStep
 from fastserve.generation.precision import gated_linear_of, linear_of
 from fastserve.generation.slots import SlotCache
 from fastserve.generation.step_attention import Chunk, StepAttention
 from fastserve.models.decoder import Decoder, DecoderOptions
+from fastserve.models.native.build import NEEDED, built
 from fastserve.models.network import NetworkShape
 
+SOURCE = Path(native.__file__).with_name("decode.c")
 ONE = torch.ones(1, 1)
 KINDS = ("float32", "bfloat16", "int8", "int4")
 NEAR = {"float32": 2e-6, "bfloat16": 0.01, "int8": 0.02, "int4": 0.15}
-needs_library = pytest.mark.skipif(library() is None, reason="no compiler or no AVX-512 here")
+needs_library = pytest.mark.skipif(native.decoding() is None, reason="no compiler or no AVX-512 here")
 
 
 @pytest.fixture(autouse=True)
@@ -261,9 +262,9 @@ def test_a_folder_that_others_write_is_refused(tmp_path: Path) -> None:
     shared.chmod(0o777)
     code = (
         "from fastserve import log\n"
-        "from fastserve.generation.native.build import library\n"
+        "from fastserve.generation.native import decoding\n"
         "log.configure()\n"
-        "print(library())\n"
+        "print(decoding())\n"
     )
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
@@ -274,9 +275,9 @@ def test_a_folder_that_others_write_is_refused(tmp_path: Path) -> None:
 @needs_library
 def test_it_is_built_once(tmp_path: Path) -> None:
     compiler = os.environ.get("CC") or "gcc"
-    first = built(compiler, tmp_path)
+    first = built(SOURCE, compiler, tmp_path)
     changed = first.stat().st_mtime_ns
-    assert built(compiler, tmp_path) == first
+    assert built(SOURCE, compiler, tmp_path) == first
     assert first.stat().st_mtime_ns == changed
     assert [path.name for path in tmp_path.iterdir()] == [first.name]
     assert ctypes.CDLL(str(first)).decode

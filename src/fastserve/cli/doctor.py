@@ -86,12 +86,12 @@ def _machine() -> dict[str, Any]:
 def _torch() -> dict[str, Any]:
     import torch
 
-    from fastserve.generation.native.build import library
+    from fastserve.generation.native import decoding
 
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
-    return {"torch": torch.__version__, "gpus": gpus, "native_decoding": library() is not None}
+    return {"torch": torch.__version__, "gpus": gpus, "native_decoding": decoding() is not None}
 
 
 def _extras() -> dict[str, dict[str, str | None]]:

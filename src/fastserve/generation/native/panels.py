@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, TypeGuard, cast
 
 import torch
 from torch import Tensor
 
 from fastserve import device
-from fastserve.generation.native.build import library
+from fastserve.models.native.build import library
 
+SOURCE = Path(__file__).with_name("decode.c")
 Kind = Literal["float32", "bfloat16", "int8", "int4"]
 KINDS: dict[Kind, tuple[int, torch.dtype, frozenset[str]]] = {
     "float32": (0, torch.float32, frozenset()),
@@ -46,10 +48,15 @@ class LinearStruct(ctypes.Structure):
     )
 
 
+def decoding() -> ctypes.CDLL | None:
+    """`decode.c`, where it can be built."""
+    return library(SOURCE)
+
+
 def serves(kind: str, weight: Tensor) -> TypeGuard[Kind]:
     """Whether there are such products for a weight on this machine."""
     known = kind in KINDS and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
-    return known and KINDS[cast(Kind, kind)][2] <= device.processor_flags() and library() is not None
+    return known and KINDS[cast(Kind, kind)][2] <= device.processor_flags() and decoding() is not None
 
 
 class Panels:
@@ -77,7 +84,7 @@ class Panels:
         padded = -(-inputs // SPAN) * SPAN
         self.words = padded * dtype.itemsize // 4
         """Of 4 bytes, of a row of inputs."""
-        self._library: Any = library()
+        self._library: Any = decoding()
         rows = _laid_out(outputs, gated)
         weight = weight.detach().to(dtype).contiguous()
         self._kept_alive = [

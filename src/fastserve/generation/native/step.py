@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastserve.generation.native.build import library
-from fastserve.generation.native.panels import BLOCK, LinearStruct, Panels
+from fastserve.generation.native.panels import BLOCK, LinearStruct, Panels, decoding
 from fastserve.generation.step_attention import StepAttention
 
 LANES = 16
@@ -88,7 +87,7 @@ class NativeStep:
 
     def __init__(self, shape: Shape, blocks: list[Block], table: Tensor, norm: Tensor, frequencies: Tensor) -> None:
         self.shape = shape
-        self._library: Any = library()
+        self._library: Any = decoding()
         self._kept_alive: list[Any] = [blocks, table.contiguous(), norm.contiguous(), frequencies.contiguous()]
         layers = (LayerStruct * len(blocks))(*map(self._layer, blocks))
         self._kept_alive.append(layers)

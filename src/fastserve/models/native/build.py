@@ -1,4 +1,4 @@
-"""`decode.c` as a library: built once for this processor by the machine's compiler, and kept."""
+"""C as a library: built once for this processor by the machine's compiler, and kept."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pathlib import Path
 from fastserve import device
 from fastserve.log import say
 
-SOURCE = Path(__file__).with_name("decode.c")
-OPTIONS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-fopenmp")
+HEADERS = Path(__file__).parent
+"""Of all sources."""
+OPTIONS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", f"-I{HEADERS}")
 SECONDS = 120.0
 """For the compiler, which needs three."""
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})
@@ -24,20 +25,27 @@ SWITCH = "FASTSERVE_NATIVE"
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def library(source: Path) -> ctypes.CDLL | None:
     """None where the processor has no AVX-512 or the machine no compiler, which is then said in one line."""
     if os.environ.get(SWITCH) == "0" or not device.processor_flags() >= NEEDED:
         return None
-    compiler = shutil.which(os.environ.get("CC") or "gcc") or shutil.which("cc")
+    compiler = _compiler()
     if compiler is None:
-        say("no C compiler (gcc) is there, with which texts would be written faster: torch's kernels write them")
         return None
     try:
-        return ctypes.CDLL(str(built(compiler, folder())))
+        return ctypes.CDLL(str(built(source, compiler, folder())))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
-        say(f"{SOURCE.name} could not be built by {compiler}, so that torch's kernels write texts: {reason}")
+        say(f"{source.name} could not be built by {compiler}, so that torch's slower kernels compute: {reason}")
         return None
+
+
+@functools.cache
+def _compiler() -> str | None:
+    found = shutil.which(os.environ.get("CC") or "gcc") or shutil.which("cc")
+    if found is None:
+        say("no C compiler (gcc) is there, with which models would be faster: torch's kernels compute everything")
+    return found
 
 
 def folder() -> Path:
@@ -50,16 +58,17 @@ def folder() -> Path:
     return found
 
 
-def built(compiler: str, folder: Path) -> Path:
+def built(source: Path, compiler: str, folder: Path) -> Path:
     """The library in the folder, of this source, compiler and processor. OSError, SubprocessError."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS)
-    parts = [SOURCE.read_text("utf-8"), version.stdout, *OPTIONS, *sorted(device.processor_flags())]
+    texts = [path.read_text("utf-8") for path in (source, *sorted(HEADERS.glob("*.h")))]
+    parts = [*texts, version.stdout, *OPTIONS[:-1], *sorted(device.processor_flags())]
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    found = folder / f"decode-{name}.so"
+    found = folder / f"{source.stem}-{name}.so"
     if not found.exists():
         with tempfile.TemporaryDirectory(dir=folder) as place:
             new = Path(place) / found.name
-            command = [compiler, *OPTIONS, str(SOURCE), "-o", str(new), "-lm"]
+            command = [compiler, *OPTIONS, str(source), "-o", str(new), "-lm"]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
             os.replace(new, found)
     return found
