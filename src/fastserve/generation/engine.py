@@ -72,7 +72,7 @@ class Engine:
 
     @cached_property
     def runner(self) -> Runner:
-        return self._setup.runner(self.scheduler.limits.rows)
+        return self._setup.runner(self.scheduler.limits.rows, self.scheduler.cache)
 
     @cached_property
     def _grammars(self) -> Grammars:
@@ -91,7 +91,7 @@ class Engine:
 
     def prepare(self) -> None:
         """Do now what the first order would have to wait for."""
-        _ = self.runner
+        self.runner.warm(self.scheduler.limits.slots)
 
     # Orders
 

@@ -104,6 +104,9 @@ class Layer:
 class FastDecoder:
     """What an engine needs of a causal network; to be made by `fast_form`."""
 
+    is_recordable = True
+    """Its steps are the same operations whatever the tokens are, and wait for none (`Recorded`)."""
+
     def __init__(self, network: Any, body: Any, calls: Sequence[Call], precision: Precision, wrap: Wrap) -> None:
         weight = body.embed_tokens.weight.detach()
         attention = body.layers[0].self_attn

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastserve.generation.adapters import Adapters
+from fastserve.generation.cache import RowCache
 from fastserve.generation.fast_decoder import fast_form
 from fastserve.generation.network import Decodes
 from fastserve.generation.precision import Precision, lighter, unwrapped
@@ -20,8 +21,8 @@ class Form(NamedTuple):
     network: Decodes
     adapters: Adapters | None = None
 
-    def runner(self, slots: int) -> Runner:
-        return Runner(self.network, slots, self.adapters)
+    def runner(self, slots: int, books: RowCache | None = None) -> Runner:
+        return Runner(self.network, slots, self.adapters, books)
 
 
 def form_of(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from fastserve.models.causal import Attention
@@ -23,3 +24,9 @@ class Decodes(Protocol):
     def head(self) -> Callable[[Tensor], Tensor]: ...
 
     def hidden(self, ids: Tensor, attention: Attention) -> Tensor: ...
+
+
+def device_of(network: Any) -> torch.device:
+    """Where a network computes."""
+    found: torch.device | None = getattr(network, "device", None)
+    return found or next(iter(network.head.parameters())).device

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from fastserve.errors import WorkError
 from fastserve.generation.adapters import Adapters
+from fastserve.generation.cache import RowCache
 from fastserve.generation.forms import Form, form_of
 from fastserve.generation.job import Job
-from fastserve.generation.network import Decodes
+from fastserve.generation.network import Decodes, device_of
 from fastserve.generation.precision import Precision
 from fastserve.generation.reference import generate
 from fastserve.generation.runner import Part, Runner
@@ -104,6 +105,10 @@ class SharedForm:
     def head(self) -> Any:
         return self.own.head
 
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.own)
+
     def hidden(self, ids: Tensor, attention: Attention) -> Tensor:
         """Of whole rows; rows that grow go through a `runner`."""
         if not isinstance(attention, PackedCausal):
@@ -111,8 +116,8 @@ class SharedForm:
         with self.others.do("rows", form=self.name, ids=ids.tolist(), offsets=attention.offsets.tolist()):
             return self.own.hidden(ids, attention)
 
-    def runner(self, slots: int) -> LeadingRunner:
-        """Of all runners the last one that was made is in use."""
+    def runner(self, slots: int, books: RowCache | None = None) -> LeadingRunner:
+        """Of all runners the last one that was made is in use. books: nobody asks for them where rows are whole."""
         return LeadingRunner(self, slots)
 
 

@@ -20,7 +20,7 @@ from fastserve import device
 from fastserve.errors import ConfigError
 from fastserve.generation import native
 from fastserve.generation.likelihood import MOST_TOKENS
-from fastserve.generation.network import Decodes
+from fastserve.generation.network import Decodes, device_of
 from fastserve.models.attention import PackedCausal
 from fastserve.models.causal import CausalNetwork
 
@@ -224,9 +224,10 @@ def _floats(bias: Tensor | None) -> Tensor | None:
 def loss(network: Decodes, rows: Sequence[Sequence[int]]) -> float:
     """Mean negative log-likelihood in nats of each row's tokens but the first, of rows of two tokens and more."""
     total, count = 0.0, 0
+    place = device_of(network)
     for row in rows:
-        ids = torch.tensor(list(row[: min(network.longest, MOST_TOKENS)]))
-        hidden = network.hidden(ids, PackedCausal(torch.tensor([0, len(ids)])))
+        ids = torch.tensor(list(row[: min(network.longest, MOST_TOKENS)]), device=place)
+        hidden = network.hidden(ids, PackedCausal(torch.tensor([0, len(ids)], device=place)))
         logs = network.head(hidden[:-1]).float().log_softmax(-1).gather(1, ids[1:, None])
         total, count = total - float(logs.sum()), count + len(logs)
     return total / max(count, 1)

@@ -10,6 +10,7 @@ import torch
 
 from fastserve import device
 from fastserve.errors import ConfigError
+from fastserve.generation.cache import RowCache
 from fastserve.generation.forms import Form, form_of
 from fastserve.generation.limits import Limits
 from fastserve.generation.network import Decodes
@@ -19,7 +20,7 @@ from fastserve.generation.precision import Precision, pick
 from fastserve.generation.profile import profile
 from fastserve.generation.runner import Part, Runner
 from fastserve.generation.scheduler import Scheduler
-from fastserve.generation.step_cost import SMALL_DECODER
+from fastserve.generation.step_cost import SMALL_DECODER, StepCost
 from fastserve.models.causal import CausalNetwork
 
 SLOTS = 64
@@ -63,21 +64,21 @@ class Setup:
         """The network in the form that is decoded with."""
         return self._form.network if isinstance(self._form, Form) else self._form
 
-    def runner(self, slots: int) -> Runner:
+    def runner(self, slots: int, books: RowCache | None = None) -> Runner:
         """One for whatever is computed from now on; those that were made before it are not used again."""
-        return self._form.runner(slots)
+        return self._form.runner(slots, books)
 
     @property
     def place(self) -> torch.device:
         return next(self.network.head.parameters()).device
 
     @cached_property
-    def _tried(self) -> tuple[int, int]:
-        """Size of the vocabulary, and bytes that the cache needs for a token."""
+    def _tried(self) -> tuple[int, int, int]:
+        """Size of the vocabulary, and bytes that the cache needs for a token and for a row of the longest."""
         runner = self.runner(1)
         logits = runner.read([Part(0, 0, [0], 1)])
-        tokens = runner.cache.capacity
-        return logits.shape[-1], -(-runner.cache.bytes // tokens)
+        token = -(-runner.cache.bytes // runner.cache.capacity)
+        return logits.shape[-1], token, token * runner.cache.room(self.network.longest)
 
     @property
     def vocabulary(self) -> int:
@@ -86,6 +87,10 @@ class Setup:
     @property
     def token_bytes(self) -> int:
         return self._tried[1]
+
+    @property
+    def row_bytes(self) -> int:
+        return self._tried[2]
 
     @cached_property
     def _memory(self) -> int:
@@ -100,7 +105,7 @@ class Setup:
     def limits(self) -> Limits:
         """Rows that may all be as long as the network reads fit into the memory, so that `auto` never runs out."""
         options, longest = self.options, self.network.longest
-        rows_at_most = max(int(self._memory * CACHE_SHARE) // (self.token_bytes * longest), 1)
+        rows_at_most = max(int(self._memory * CACHE_SHARE) // self.row_bytes, 1)
         slots = min(SLOTS, rows_at_most) if options.slots == "auto" else options.slots
         rows = max(min(ROWS, rows_at_most), slots) if options.rows == "auto" else max(options.rows, slots)
         per_row = -(-(longest + self.drafts) // options.block_size)
@@ -124,5 +129,10 @@ class Setup:
     def scheduler(self) -> Scheduler:
         limits = self.limits()
         seconds = self.options.profile_seconds
-        cost = profile(self.runner(limits.slots), limits.slots, seconds=seconds) if seconds else SMALL_DECODER
+        cost = self._measured(limits.slots, seconds) if seconds else SMALL_DECODER
         return Scheduler.create(self.options.policy, limits, cost)
+
+    def _measured(self, slots: int, seconds: float) -> StepCost:
+        runner = self.runner(slots)
+        runner.warm(slots)
+        return profile(runner, slots, seconds=seconds)

@@ -7,31 +7,22 @@ kept in front, so that one view of the tensor holds them all and nothing is gath
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fastserve.generation.key_values import Chunk, HostRow, Pair
+from fastserve.generation.step_attention import StepAttention
 
 GRAIN = 64
 """Tokens by which rows grow at least."""
 GROWTH = 1.5
 """Times what there is, by which rows grow, so that they are seldom copied."""
 
-Pair = tuple[Tensor, Tensor]
-"""Keys and values."""
-
-
-@dataclass(frozen=True, slots=True)
-class HostRow:
-    """A row that was swapped out: of every layer keys and values (K, tokens, D) in host memory."""
-
-    tokens: int
-    layers: tuple[Pair | None, ...]
-
 
 class SlotCache:
-    """layers: of the network; slots: as the scheduler numbers them; longest: most tokens of a row.
+    """A `KeyValues`. layers: of the network; slots: as the scheduler numbers them; longest: most tokens of a row.
 
     Tensors (rows, K, capacity, D) are made when a layer's first keys come, and grow with the rows and tokens in use.
     Whatever lies behind a row's end is finite: it is attended to with the weight 0.
@@ -40,7 +31,6 @@ class SlotCache:
     def __init__(self, layers: int, slots: int, longest: int, device: torch.device | str = "cpu") -> None:
         self.slots, self.longest, self.device = slots, longest, torch.device(device)
         self.lengths = [0] * slots
-        """Tokens of each slot that are worth keeping when its row is moved."""
         self.places = list(range(slots))
         """Row of each slot."""
         self._slot_at = list(range(slots))
@@ -56,6 +46,9 @@ class SlotCache:
     def capacity(self) -> int:
         """Tokens for which all rows have room now, together."""
         return self._rows * self._capacity
+
+    def room(self, tokens: int) -> int:
+        return tokens
 
     def layer(self, number: int, key: Tensor, value: Tensor) -> Pair:
         """Keys and values (rows, K, capacity, D) of a layer, of the form and type of new ones (N, K, D)."""
@@ -103,6 +96,9 @@ class SlotCache:
             self._exchange(self.places[slot], place)
         return self._slot_at[:count]
 
+    def attention(self, singles: Sequence[Chunk], chunks: Sequence[Chunk]) -> StepAttention:
+        return StepAttention(self, singles, chunks)
+
     def _exchange(self, first: int, second: int) -> None:
         """Swap two rows, as far as there is anything in them."""
         one, other = self._slot_at[first], self._slot_at[second]
@@ -116,17 +112,14 @@ class SlotCache:
     # What lies in them
 
     def keep(self, slot: int, tokens: int) -> None:
-        """Only the first tokens of a slot are of use from now on."""
         self.lengths[slot] = tokens
 
     def clear(self, slot: int) -> None:
-        """Forget a slot whose numbers may be none."""
         for part in self._parts():
             part[self.places[slot]].zero_()
         self.lengths[slot] = 0
 
     def copy(self, source: int, target: int, tokens: int) -> None:
-        """The first tokens of a slot become those of another."""
         if source != target:
             self.reserve(target, tokens)
             for part in self._parts():
@@ -134,7 +127,6 @@ class SlotCache:
         self.lengths[target] = tokens
 
     def swap_out(self, slot: int, tokens: int) -> HostRow:
-        """The first tokens of a slot, in host memory."""
         place = self.places[slot]
         rows = tuple(
             pair and (_to_host(_row(pair[0], place, tokens)), _to_host(_row(pair[1], place, tokens)))

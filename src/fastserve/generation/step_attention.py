@@ -7,32 +7,22 @@ it lies there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastserve.generation.slots import SlotCache
+from fastserve.generation.key_values import Chunk
 from fastserve.models.attention import attend, visible
+
+if TYPE_CHECKING:
+    from fastserve.generation.slots import SlotCache
 
 APART = 512
 """Attending a row by itself takes as long as so many tokens more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens of one slot that are read: `count` of them, before which it has `start`."""
-
-    slot: int
-    start: int
-    count: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.count
 
 
 class StepAttention:
