@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastserve.models.causal import Attention
+from fastserve.models.native import attention as native
 
 FULL_ENOUGH = 0.8
 """Rows are attended together where the shortest has this share of the tokens of the longest."""
@@ -96,6 +97,8 @@ class PackedCausal:
             return self._nothing(query, key, value)
         if query.is_cuda and query.dtype in HALF and cap is None:
             return self._by_kernel(query, key, value, scale, window)
+        if window is None and cap is None and native.serves(query, key, value, self.offsets, self.longest):
+            return native.attend_rows(query, key, value, self.offsets, scale)
         query, key, value = self._pad(query), self._pad(key), self._pad(value)
         parts = [self._attend(group, query, key, value, scale, window, cap) for group in self._groups]
         return self._unpad(torch.cat(parts) if len(parts) != 1 else parts[0])

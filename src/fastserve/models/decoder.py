@@ -108,7 +108,10 @@ def together(tokens: Tensor, *layers: nn.Module) -> Tensor:
     """
     if any(type(layer) is not nn.Linear or layer._forward_pre_hooks or layer._forward_hooks for layer in layers):
         return torch.cat([layer(tokens) for layer in layers], -1)
-    return functional.linear(tokens, torch.cat([layer.get_parameter("weight") for layer in layers]))
+    weights: list[Tensor] = [layer.get_parameter("weight") for layer in layers]
+    if torch.is_autocast_enabled(tokens.device.type):  # which would round them later, when they are twice as many bytes
+        weights = [weight.to(torch.get_autocast_dtype(tokens.device.type)) for weight in weights]
+    return functional.linear(tokens, torch.cat(weights))
 
 
 class SelfAttention(nn.Module):

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from fastserve.models.native import fused as native
+
 
 def plain_rms_norm(vectors: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """x / rms(x) * weight over the last dimension (Zhang and Sennrich 2019), computed in float32 at least."""
@@ -35,6 +37,8 @@ def plain_rotate(vectors: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def rms_norm(vectors: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    if weight.dtype == torch.float32 and native.serves(vectors, vectors.shape[-1]):
+        return native.rms_norm(vectors, weight, epsilon)
     if torch.compiler.is_compiling() or not _is_full(vectors) or vectors.dtype != weight.dtype:
         return plain_rms_norm(vectors, weight, epsilon)
     found: Tensor = _RmsNorm.apply(vectors, weight, epsilon)  # type: ignore[no-untyped-call]
@@ -42,6 +46,8 @@ def rms_norm(vectors: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 
 def silu_product(gate_and_up: Tensor) -> Tensor:
+    if native.serves(gate_and_up, gate_and_up.shape[1] // 2):
+        return native.silu_product(gate_and_up)
     if torch.compiler.is_compiling():
         return plain_silu_product(gate_and_up)
     found: Tensor = _SiluProduct.apply(gate_and_up)  # type: ignore[no-untyped-call]
@@ -50,6 +56,8 @@ def silu_product(gate_and_up: Tensor) -> Tensor:
 
 def rotate(vectors: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     cosine, sine = cosine.to(vectors.dtype), sine.to(vectors.dtype)
+    if vectors.shape[-1] % 2 == 0 and native.serves(vectors, vectors.shape[-1] // 2):
+        return native.rotate(vectors, cosine, sine)
     if torch.compiler.is_compiling():
         return plain_rotate(vectors, cosine, sine)
     found: Tensor = _Rotate.apply(vectors, cosine, sine)  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fastserve.models.attention import PackedCausal
 from fastserve.models.causal import TiedHead
+from fastserve.models.native import fused as native
 
 if TYPE_CHECKING:
     from fastserve.models.causal import CausalNetwork
@@ -171,26 +172,37 @@ def _by_hand(
     of_parameters: list[Tensor],
 ) -> Tensor:
     """As `_by_autograd`, for a matrix: in fewer passes over the logits."""
-    logits = _wide(hidden @ matrix.T)
-    weights = weights.to(logits.dtype)
-    shares = torch.log_softmax(logits, -1)
-    losses = -shares.gather(1, targets[:, None])[:, 0]
-    whole = logits.gather(1, targets[:, None])[:, 0] + losses  # log(sum(exp)), without a pass of its own
-    slope = weights * (1 + 2 * z_loss * whole)
-    shares.exp_().mul_(slope[:, None]).scatter_add_(1, targets[:, None], -weights[:, None])
-    gradient = shares.to(hidden.dtype)
+    gradient, losses = _entropy(hidden @ matrix.T, targets, weights.to(_widened(hidden.dtype)), z_loss)
     of_hidden.copy_(gradient @ matrix)
     for together in of_parameters:  # one or, where the head is frozen, none
         if together.dtype == hidden.dtype:
             together.addmm_(gradient.T, hidden)
         else:
             together.add_(gradient.T @ hidden)
-    return ((losses + z_loss * whole.square()) * weights).sum()
+    return losses.sum()
+
+
+def _entropy(logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    """The gradients of the logits, of their type, and the weighted losses (M,). The logits may be overwritten."""
+    if native.serves(logits, logits.shape[1]):
+        losses, whole = native.entropy_(logits, targets, weights, z_loss)
+        return logits, (losses + z_loss * whole.square()) * weights
+    wide = _wide(logits)
+    shares = torch.log_softmax(wide, -1)
+    losses = -shares.gather(1, targets[:, None])[:, 0]
+    whole = wide.gather(1, targets[:, None])[:, 0] + losses  # log(sum(exp)), without a pass of its own
+    slope = weights * (1 + 2 * z_loss * whole)
+    shares.exp_().mul_(slope[:, None]).scatter_add_(1, targets[:, None], -weights[:, None])
+    return shares.to(logits.dtype), (losses + z_loss * whole.square()) * weights
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """In float32 at least."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.to(_widened(logits.dtype))
+
+
+def _widened(dtype: torch.dtype) -> torch.dtype:
+    """Float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _computed_in(hidden: Tensor) -> torch.dtype:

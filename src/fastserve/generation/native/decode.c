@@ -334,7 +334,7 @@ INLINE void finish(const Linear *linear, const Target *target, int row, int pair
     Floats low = scaled(linear, sums[0], output, input_scale);
     Floats high = scaled(linear, sums[1], output + LANES, input_scale);
     if (target->then == GATE) {
-        put(target, row, pair * LANES, linear->kept, low / (1.0f + exponential(-low)) * high);
+        put(target, row, pair * LANES, linear->kept, low * sigmoid(low) * high);
     } else {
         put(target, row, output, linear->kept, low);
         put(target, row, output + LANES, linear->kept, high);
@@ -400,14 +400,7 @@ static void rotate(float *head, const float *cosine, const float *sine, int size
 }
 
 INLINE void keep(float *from, void *cache, int64_t at, int half_cache, int size) {
-    for (int i = 0; i < size; i += LANES) {
-        if (half_cache) store_halves((uint16_t *)cache + at + i, load(from + i));
-        else store((float *)cache + at + i, load(from + i));
-    }
-}
-
-INLINE Floats load_cached(const void *cache, int64_t at, int half_cache) {
-    return half_cache ? load_halves((const uint16_t *)cache + at) : load((const float *)cache + at);
+    for (int i = 0; i < size; i += LANES) store_of(cache, at + i, half_cache, load(from + i));
 }
 
 /* Four sums. */
@@ -431,7 +424,7 @@ INLINE void score(const int heads, const int half, const float *query, const voi
         for (int i = 0; i < size; i += LANES) {
             Floats key[4];
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; j++) key[j] = load_cached(keys, at + (int64_t)(t + j) * size + i, half);
+            for (int j = 0; j < 4; j++) key[j] = load_of(keys, at + (int64_t)(t + j) * size + i, half);
 #pragma GCC unroll 4
             for (int g = 0; g < heads; g++) {
                 Floats part = load(query + g * size + i);
@@ -447,7 +440,7 @@ INLINE void score(const int heads, const int half, const float *query, const voi
         for (int g = 0; g < heads; g++) {
             Floats sum = {};
             for (int i = 0; i < size; i += LANES)
-                sum += load(query + g * size + i) * load_cached(keys, at + (int64_t)t * size + i, half);
+                sum += load(query + g * size + i) * load_of(keys, at + (int64_t)t * size + i, half);
             scores[g * stride + t] = total(sum);
         }
 }
@@ -464,7 +457,7 @@ INLINE void mix(const int heads, const int wide, const int half, const float *we
         for (int t = 0; t < count; t++) {
 #pragma GCC unroll 4
             for (int j = 0; j < wide; j++) {
-                Floats value = load_cached(values, at + (int64_t)t * size + i + j * LANES, half);
+                Floats value = load_of(values, at + (int64_t)t * size + i + j * LANES, half);
 #pragma GCC unroll 4
                 for (int g = 0; g < heads; g++) sums[g][j] += weights[g * stride + t] * value;
             }

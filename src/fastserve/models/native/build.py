@@ -16,7 +16,7 @@ from fastserve.log import say
 
 HEADERS = Path(__file__).parent
 """Of all sources."""
-OPTIONS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", f"-I{HEADERS}")
+OPTIONS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-fopenmp")
 SECONDS = 120.0
 """For the compiler, which needs three."""
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})
@@ -62,13 +62,13 @@ def built(source: Path, compiler: str, folder: Path) -> Path:
     """The library in the folder, of this source, compiler and processor. OSError, SubprocessError."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS)
     texts = [path.read_text("utf-8") for path in (source, *sorted(HEADERS.glob("*.h")))]
-    parts = [*texts, version.stdout, *OPTIONS[:-1], *sorted(device.processor_flags())]
+    parts = [*texts, version.stdout, *OPTIONS, *sorted(device.processor_flags())]
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     found = folder / f"{source.stem}-{name}.so"
     if not found.exists():
         with tempfile.TemporaryDirectory(dir=folder) as place:
             new = Path(place) / found.name
-            command = [compiler, *OPTIONS, str(source), "-o", str(new), "-lm"]
+            command = [compiler, *OPTIONS, f"-I{HEADERS}", str(source), "-o", str(new), "-lm"]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
             os.replace(new, found)
     return found

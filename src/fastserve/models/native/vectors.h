@@ -26,8 +26,7 @@ INLINE float largest(Floats value) { return _mm512_reduce_max_ps((__m512)value);
 INLINE Floats either(Ints which, Floats one, Floats other) {
     return (Floats)((which & (Ints)one) | (~which & (Ints)other));
 }
-INLINE Floats larger(Floats one, Floats other) { return either(one > other, one, other); }
-INLINE Floats smaller(Floats one, Floats other) { return either(one < other, one, other); }
+INLINE Floats larger(Floats one, Floats other) { return (Floats)_mm512_max_ps((__m512)one, (__m512)other); }
 
 INLINE uint16_t halved(float value) {
     uint32_t bits;
@@ -43,20 +42,33 @@ INLINE float widened(uint16_t half) {
 }
 
 INLINE void store_halves(uint16_t *into, Floats value) {
+#ifdef __AVX512BF16__
+    _mm256_storeu_si256((__m256i *)into, (__m256i)_mm512_cvtneps_pbh((__m512)value));
+#else
     Words bits = (Words)value;
     bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     *(Halves *)into = __builtin_convertvector(bits, Halves);
+#endif
 }
 
 INLINE Floats load_halves(const uint16_t *from) {
     return (Floats)(__builtin_convertvector(*(const Halves *)from, Words) << 16);
 }
 
-/* To about the last bit, as Cephes has it. */
+/* Of numbers of bfloat16 if `half`, else of float32. */
+INLINE Floats load_of(const void *from, int64_t at, int half) {
+    return half ? load_halves((const uint16_t *)from + at) : load((const float *)from + at);
+}
+
+INLINE void store_of(void *into, int64_t at, int half, Floats value) {
+    if (half) store_halves((uint16_t *)into + at, value);
+    else store((float *)into + at, value);
+}
+
+/* To about the last bit, as Cephes has it; 0 below -104. */
 INLINE Floats exponential(Floats x) {
-    x = smaller(larger(x, all(-87.0f)), all(88.0f));
-    Floats shifted = x * 1.44269504f + 12582912.0f; /* rounds to whole numbers */
-    Floats whole = shifted - 12582912.0f;
+    x = larger(x, all(-104.0f));
+    Floats whole = (Floats)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0);
     Floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
     Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
@@ -64,8 +76,14 @@ INLINE Floats exponential(Floats x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    Ints power = ((Ints)shifted - 0x4b400000 + 127) << 23;
-    return p * (Floats)power;
+    return (Floats)_mm512_scalef_ps((__m512)p, (__m512)whole);
+}
+
+/* 1 / (1 + exp(-x)) to about the last bit. */
+INLINE Floats sigmoid(Floats x) {
+    Floats below = 1.0f + exponential(-larger(x, all(-80.0f)));
+    Floats found = (Floats)_mm512_rcp14_ps((__m512)below);
+    return found * (2.0f - below * found);
 }
 
 #endif

@@ -1,0 +1,215 @@
+"""What training does in C are the plain formulas, with their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from causal_samples import decoder, rows
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fastserve import device
+from fastserve.models import fused
+from fastserve.models.attention import PackedCausal, attend, visible
+from fastserve.models.decoder import angles
+from fastserve.models.native import attention
+from fastserve.models.native import fused as native
+from fastserve.models.native.build import library
+from fastserve.tasks.token_loss import plain_token_loss, token_loss
+
+TYPES = (torch.float32, torch.bfloat16)
+NEAR = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
+"""Relative, of all numbers together: about what the type itself rounds off."""
+needs_library = pytest.mark.skipif(library(native.SOURCE) is None, reason="no compiler or no AVX-512 here")
+needs_halves = pytest.mark.skipif(
+    library(attention.SOURCE) is None or "avx512_bf16" not in device.processor_flags(),
+    reason="no compiler or no AVX-512 for bfloat16 here",
+)
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def error(found: Tensor | None, expected: Tensor | None) -> float:
+    assert found is not None
+    assert expected is not None
+    return float((found.detach().double() - expected.detach().double()).norm() / expected.detach().double().norm())
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def differentiate(output: Tensor, slope: Tensor) -> None:
+    torch.autograd.backward(output, slope.to(output.dtype))
+
+
+# Attention
+
+
+def by_formula(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, scale: float) -> Tensor:
+    total = len(query)
+    row = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
+    sees = visible(torch.arange(total), torch.arange(total), None) & (row[:, None] == row)
+    heads = [part.transpose(0, 1) for part in (query, key, value)]
+    return attend(heads[0], heads[1], heads[2], sees, scale=scale).transpose(0, 1)
+
+
+def attended(lengths: Sequence[int], heads: int, shared: int, size: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Output and gradient of query, key and value, side by side in one tensor, by C and by the formula."""
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    joined = drawn(int(offsets[-1]), heads + 2 * shared, size).bfloat16()
+    slope = drawn(int(offsets[-1]), heads, size, seed=1).bfloat16()
+    found = []
+    for by, dtype in ((attention.attend_rows, torch.bfloat16), (by_formula, torch.float64)):
+        whole = joined.to(dtype, copy=True).requires_grad_()
+        query, key, value = torch.split(whole, [heads, shared, shared], 1)
+        output = by(query, key, value, offsets, size**-0.5)
+        differentiate(output, slope)
+        assert whole.grad is not None
+        found.append([output, whole.grad])
+    return found[0], found[1]
+
+
+@needs_halves
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(0, 150), min_size=1, max_size=6).filter(any),
+    st.sampled_from([(1, 1), (6, 2), (5, 5), (8, 1)]),
+    st.sampled_from([16, 48, 64, 80, 128]),
+    st.integers(1, 3),
+)
+def test_attention_and_its_gradients_are_the_formula(
+    lengths: list[int], heads: tuple[int, int], size: int, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    for found, expected in zip(*attended(lengths, *heads, size), strict=True):
+        assert error(found, expected) < NEAR[torch.bfloat16]
+
+
+@needs_halves
+def test_a_long_row_is_attended_as_the_formula_does() -> None:
+    for found, expected in zip(*attended([1031], 2, 1, 64), strict=True):
+        assert error(found, expected) < NEAR[torch.bfloat16]
+
+
+@needs_halves
+def test_no_number_depends_on_how_many_threads_there_are() -> None:
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(attended([5, 90, 33, 64], 6, 2, 64)[0])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+@needs_halves
+def test_it_is_taken_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of bfloat16 without window and cap; others are torch's."""
+    taken: list[torch.dtype] = []
+
+    def note(query: Tensor, *_: object) -> Tensor:
+        taken.append(query.dtype)
+        return query
+
+    monkeypatch.setattr(attention, "attend_rows", note)
+    offsets, parts = torch.tensor([0, 4, 9, 20]), [drawn(20, heads, 16) for heads in (4, 2, 2)]
+    halves = [part.bfloat16() for part in parts]
+    for given_parts, limits in ((halves, {}), (parts, {}), (halves, {"window": 3}), (halves, {"cap": 2.0})):
+        PackedCausal(offsets)(0, *given_parts, scale=0.3, **limits)
+    assert taken == [torch.bfloat16]
+
+
+# Steps between products
+
+
+STEPS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[int, ...]]]] = {
+    "rms_norm": (fused.rms_norm, fused.plain_rms_norm, [(77, 48), (48,)]),
+    "rms_norm of heads": (fused.rms_norm, fused.plain_rms_norm, [(5, 3, 64), (64,)]),
+    "silu_product": (fused.silu_product, fused.plain_silu_product, [(77, 96)]),
+}
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("name", STEPS)
+def test_value_and_gradients_are_those_of_the_formula(name: str, dtype: torch.dtype) -> None:
+    fast, plain, shapes = STEPS[name]
+    constants = (1e-6,) if name.startswith("rms_norm") else ()
+    found = []
+    for by, wide in ((fast, None), (plain, torch.float64)):
+        vectors = drawn(*shapes[0]).to(dtype).to(wide or dtype, copy=True).requires_grad_()
+        weights = [drawn(*shape, seed=1).to(wide or torch.float32, copy=True).requires_grad_() for shape in shapes[1:]]
+        output = by(vectors, *weights, *constants)
+        differentiate(output, drawn(*output.shape, seed=2).to(dtype))
+        found.append([output, vectors.grad, *(weight.grad for weight in weights)])
+    for mine, expected in zip(*found, strict=True):
+        assert error(mine, expected) < NEAR[dtype]
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", TYPES)
+def test_rotation_of_a_part_of_the_heads(dtype: torch.dtype) -> None:
+    rotation = angles(torch.arange(50), 64, 1e4)
+    joined, slope = drawn(50, 8, 64).to(dtype), drawn(50, 6, 64, seed=1).to(dtype)
+    mine, plain = joined.clone().requires_grad_(), joined.double().requires_grad_()
+    found, expected = fused.rotate(mine[:, :6], *rotation), fused.plain_rotate(plain[:, :6], *rotation)
+    differentiate(found, slope)
+    differentiate(expected, slope)
+    assert error(found, expected) < NEAR[dtype]
+    assert error(mine.grad, plain.grad) < NEAR[dtype]
+
+
+@needs_library
+def test_what_autocast_would_round_is_given_rounded() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fused.rms_norm(drawn(3, 16).requires_grad_(), nn.Parameter(torch.ones(16)), 1e-6)
+    assert found.dtype == torch.bfloat16
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_the_loss_of_tokens_and_its_gradients(dtype: torch.dtype, z_loss: float) -> None:
+    head = nn.Linear(32, 112, bias=False)
+    targets, weights = torch.arange(50) * 2, drawn(50, seed=3).abs() + 0.1
+    found = []
+    for by, is_half in ((token_loss, dtype == torch.bfloat16), (plain_token_loss, False)):
+        hidden = (3 * drawn(50, 32)).requires_grad_()
+        head.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+            loss = by(head, hidden, targets, weights, z_loss=z_loss)
+        differentiate(loss, torch.ones(()))
+        found.append([loss, hidden.grad, head.weight.grad])
+    near = {torch.float32: 1e-5, torch.bfloat16: 0.01}[dtype]
+    for mine, expected in zip(*found, strict=True):
+        assert error(mine, expected) < near
+
+
+@needs_halves
+@pytest.mark.parametrize("form", ["llama", "qwen3"])
+def test_a_network_trains_as_with_torch_alone(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of all weights differ from those in float32 no more than torch's do."""
+    network = decoder(form=form, dim=64, heads=2, key_value_heads=1, feedforward=64)
+    tokens = rows()
+
+    def gradients(dtype: torch.dtype) -> Tensor:
+        network.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            hidden = network.hidden(tokens.values.long(), PackedCausal(tokens.offsets))
+            targets, weights = tokens.values.long().roll(-1), torch.ones(len(hidden))
+            differentiate(token_loss(network.head, hidden, targets, weights), torch.ones(()))
+        return torch.cat([parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None])
+
+    in_c = gradients(torch.bfloat16)
+    monkeypatch.setattr(native, "serves", lambda *_: False)
+    monkeypatch.setattr(attention, "serves", lambda *_: False)
+    expected, by_torch = gradients(torch.float32), gradients(torch.bfloat16)
+    assert not torch.equal(in_c, by_torch)
+    assert error(in_c, expected) < 1.2 * error(by_torch, expected)
