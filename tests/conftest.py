@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+import hosts
+from hosts import Hosts
+
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported; spinning threads starve each other
+why_not = functools.cache(hosts.why_not)
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +33,13 @@ def fastserve_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FASTSERVE_HOME", str(folder))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return folder
+
+
+@pytest.fixture
+def make_hosts() -> Iterator[Callable[..., Hosts]]:
+    """`Hosts.start`, whose hosts are removed after the test; skips, saying why, where there can be none."""
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    with ExitStack() as stack:
+        yield lambda *arguments, **settings: stack.enter_context(Hosts.start(*arguments, **settings))

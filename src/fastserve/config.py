@@ -277,8 +277,7 @@ class DistributedConfig(Section):
     @property
     def launcher(self) -> tuple[str, str | None]:
         """The name in `run_on`, and the address behind it."""
-        name, _, address = self.run_on.partition(":")
-        return name, address or None
+        return name_and_address(self.run_on)
 
     @property
     def meets(self) -> bool:
@@ -301,6 +300,12 @@ class Config(Section):
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
+
+
+def name_and_address(place: str) -> tuple[str, str | None]:
+    """`ray:HOST:PORT` to ("ray", "HOST:PORT"): who has the processes, and where."""
+    name, _, address = place.partition(":")
+    return name, address or None
 
 
 def home() -> Path:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fastserve.errors import NotFoundError, choices
+from fastserve.errors import MissingExtraError, NotFoundError, choices
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,15 @@ class NameTable:
         raise NotFoundError(
             f"no {self.kind} is called '{name}': {choices(name, self.names())}, or your own as module:Class"
         )
+
+    def load_optional(self, name: str, doing: str) -> Any:
+        """The object behind `name`, which may need the extra of that name. MissingExtraError says what needs it."""
+        try:
+            return self.load(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] == "fastserve":
+                raise
+            raise MissingExtraError(f"{doing} on '{name}'", name) from error
 
     def _load_own(self, name: str) -> Any:
         if os.getcwd() not in sys.path:
@@ -167,4 +176,14 @@ POLICIES = NameTable(
     },
 )
 
-ALL = (NETWORKS, TASKS, COURSES, CLEANERS, SEGMENTERS, RUNTIMES, STRATEGIES, LAUNCHERS, POLICIES)
+FLEETS = NameTable(
+    "fleet",
+    "serving",
+    {
+        "local": "fastserve.serving.routing.fleet:serve_replicas",
+        "ray": "fastserve.serving.routing.ray_serve:serve_replicas",
+    },
+)
+"""Who has the replicas of a server; the names are those of launchers."""
+
+ALL = (NETWORKS, TASKS, COURSES, CLEANERS, SEGMENTERS, RUNTIMES, STRATEGIES, LAUNCHERS, FLEETS, POLICIES)

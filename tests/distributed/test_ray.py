@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -17,12 +16,11 @@ from commands import FAULTY, REVIEWS, assert_same, checkpoint, environment, fail
 from fastserve.config import DistributedConfig
 from fastserve.distributed import launcher
 from fastserve.errors import ConfigError, MissingExtraError, NotFoundError
-from hosts import Host, Hosts
+from hosts import Hosts
+from ray_nodes import TOKEN, start_head, start_node
 
 TWO = ["--workers", "2", "train.checkpoint_seconds=0", "train.epochs=4"]
 ON_RAY = [*TWO, "--on", "ray"]
-TOKEN = {"RAY_AUTH_MODE": "token"}
-"""A head demands the token that it makes, and by themselves the others have none."""
 START_SECONDS = 300
 """A Ray takes some 20 s of processor time to start."""
 Weights = Mapping[str, torch.Tensor]
@@ -158,16 +156,6 @@ def test_a_signal_ends_the_command_and_its_ray(tmp_path: Path) -> None:
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
-def start_node(host: Host, *words: str, folder: Path) -> None:
-    """Let the host be a node of a Ray cluster."""
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", "--num-cpus=2"]
-    command += [f"--node-ip-address={host.address}", "--object-store-memory=100000000", *words]
-    log = folder / f"{host.name}.log"
-    with open(log, "w", encoding="utf-8") as out:
-        process = host.popen(command, env=environment(folder, **TOKEN), stdout=out, stderr=subprocess.STDOUT)
-    wait_for(lambda: "Ray runtime started" in log.read_text("utf-8"), process, START_SECONDS)
-
-
 @needs_ray
 @pytest.mark.heavy
 @pytest.mark.timeout(900)
@@ -176,9 +164,9 @@ def test_a_cluster_that_loses_a_machine_goes_on(
 ) -> None:
     """The head has room for both workers, so that they are as many as before."""
     hosts = make_hosts(2)
-    address = f"{hosts[0].address}:6379"
-    start_node(hosts[0], "--head", "--port=6379", "--include-dashboard=false", folder=tmp_path)
-    start_node(hosts[1], f"--address={address}", folder=tmp_path)
+    env = environment(tmp_path)
+    address = start_head(hosts[0], folder=tmp_path, env=env)
+    start_node(hosts[1], f"--address={address}", folder=tmp_path, env=env)
     words = [*FAULTY, *TWO, "--workers", "1", "--nodes", "2", "--on", f"ray:{address}"]
     process = start(tmp_path, *words, env=TOKEN, run=hosts[0].popen)
     wait_for(checkpoint(tmp_path), process, START_SECONDS)

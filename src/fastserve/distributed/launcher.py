@@ -9,7 +9,7 @@ from typing import Protocol
 
 from fastserve.config import DistributedConfig
 from fastserve.distributed.network import Endpoint
-from fastserve.errors import FastServeError, MissingExtraError
+from fastserve.errors import FastServeError
 from fastserve.plugins import LAUNCHERS
 
 
@@ -56,10 +56,5 @@ class Launcher(Protocol):
 def pick(settings: DistributedConfig) -> Launcher:
     """The launcher that `distributed.run_on` names. NotFoundError, MissingExtraError, ConfigError: there is none."""
     name, address = settings.launcher
-    try:
-        kind: type[Launcher] = LAUNCHERS.load(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "fastserve":
-            raise
-        raise MissingExtraError(f"training on '{name}'", name) from error
+    kind: type[Launcher] = LAUNCHERS.load_optional(name, "training")
     return kind(address)

@@ -6,22 +6,20 @@ leader and Ray's controller have to say goes to files of that folder, which the 
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import train
-from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from fastserve import config, device, log
+from fastserve import log
+from fastserve.distributed import ray_cluster
 from fastserve.distributed.failures import Failures
 from fastserve.distributed.launch import log_to, signals_end_it
 from fastserve.distributed.launcher import Launch
@@ -29,18 +27,11 @@ from fastserve.distributed.stall import Doctor
 from fastserve.errors import FastServeError, StorageError, TrainingError
 
 SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is told to its makers
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # on a busy machine the usual minute is too short, again and again
-    "RAY_worker_niceness": "0",  # 15 by itself: beside any other work the run would starve
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-PASSED = ("PYTHONPATH", "OMP_WAIT_POLICY")
-"""Environment variables that workers get from the command, as they would on its machine."""
-OBJECT_BYTES = 128 << 20
-"""Of shared memory, for a Ray of our own: no data goes through it."""
 LOOK_SECONDS = 0.2
 LEADER, CONTROLLER = "rank-0.log", "ray-told.log"
 
@@ -49,42 +40,21 @@ class OnRay:
     """address: of a cluster that this machine is part of, or `auto`; None for $RAY_ADDRESS or a Ray of our own."""
 
     def __init__(self, address: str | None = None) -> None:
-        self.address = address or os.environ.get("RAY_ADDRESS") or "local"
+        self.address = ray_cluster.meant(address)
 
     def launch(self, plan: Launch) -> None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
-        with self._connected(plan), signals_end_it():
+        with ray_cluster.attached(self.address, _most(plan), TrainingError) as is_for_this, signals_end_it():
+            if is_for_this:
+                log_to(plan.logs / "ray.log", "ray")
             plan = settled(plan)
-            fit = Fit(_trainer(plan, {} if self.address == "local" else _variables()))
+            fit = Fit(_trainer(plan, ray_cluster.variables(self.address)))
             fit.start()
             _follow(plan, fit)
         if fit.error is not None and not plan.hopeless():
             why = " ".join(str(fit.error).split()[:40]) or type(fit.error).__name__
             raise TrainingError(f"Ray cannot go on: {why}. More is in {plan.logs}") from fit.error
-
-    @contextlib.contextmanager
-    def _connected(self, plan: Launch) -> Iterator[None]:
-        """Within a Ray: that which the program is in already, or else one for the time of the run."""
-        if ray.is_initialized():
-            yield
-            return
-        own: dict[str, Any] = {}
-        if self.address == "local":
-            own = {"num_cpus": max(device.cores(), _most(plan)), "object_store_memory": OBJECT_BYTES}
-        try:
-            ray.init(self.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, **own)
-        except (OSError, RuntimeError, ValueError, RayError) as error:
-            raise TrainingError(
-                f"no Ray at '{self.address}': {_first_line(error)}. Expected ray:HOST:PORT of a cluster that this "
-                "machine is part of (ray start --address=HOST:PORT), ray:auto, or ray alone. A cluster that demands a "
-                "token gets it where RAY_AUTH_MODE=token"
-            ) from error
-        try:
-            log_to(plan.logs / "ray.log", "ray")
-            yield
-        finally:
-            ray.shutdown()
 
 
 class Fit(threading.Thread):
@@ -100,12 +70,6 @@ class Fit(threading.Thread):
             self.trainer.fit()
         except Exception as error:
             self.error = error
-
-
-def _variables() -> dict[str, str]:
-    """What workers of a cluster are given of the environment; those of our own Ray inherit it, and start sooner so."""
-    passed = {name: os.environ[name] for name in PASSED if name in os.environ}
-    return {**passed, "FASTSERVE_HOME": str(config.home())}
 
 
 def _trainer(plan: Launch, variables: Mapping[str, str]) -> TorchTrainer:
@@ -220,10 +184,6 @@ def _cause(error: BaseException) -> BaseException:
     """The exception of the work, out of what Ray may wrap it in; Ray's own where the worker is gone."""
     inner: BaseException = getattr(error, "_base_exc", error)
     return inner
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 # In the command's process

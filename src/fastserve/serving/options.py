@@ -59,6 +59,12 @@ class ServeOptions(HttpOptions):
         description="servers of the same models behind one address, each with its workers; a prompt goes to the one "
         "that read its beginning before",
     )
+    on: str = Field(
+        "local",
+        min_length=1,
+        description="who has the replicas: local (this machine), ray (a Ray of its own; that of $RAY_ADDRESS where "
+        "this is set), or ray:ADDRESS (a Ray cluster that this machine is part of)",
+    )
     workers: Positive = Field(1, description="worker processes; one for each core is best")
     threads: Positive = Field(1, description="threads that a worker computes with")
     runtime: str = Field("auto", description="what executes the network: auto, torch, table, onnx or openvino")

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastserve import log
+from fastserve.config import name_and_address
 from fastserve.errors import ConfigError, MissingExtraError
+from fastserve.plugins import FLEETS
 from fastserve.serving.options import HttpOptions, ServeOptions
 
 BUNDLES = "fastserve.serving.bundles:BundleSource"
@@ -34,16 +36,21 @@ def serve(models: Sequence[str], options: ServeOptions, *, source: str = BUNDLES
     if options.adapters is not None and len(named) > 1:
         raise ConfigError(f"--adapters belong to one model, but {len(named)} are served: start a server for that one")
     if options.engine == "vllm":
+        if options.on != "local" or options.replicas > 1:
+            raise ConfigError(
+                "--engine vllm is one server on this machine: leave --replicas and --on out, start one on each "
+                "machine, and put `fastserve route http://HOST:PORT...` before them"
+            )
         from fastserve.serving.vllm import run_vllm
 
         check_exposure(options)
         return run_vllm(named, options)
     keys = read_key_file(Path(options.api_key_file)) if options.api_key_file else []
     check_exposure(options)
-    if options.replicas > 1:
-        from fastserve.serving.routing.fleet import serve_replicas
-
-        return serve_replicas(named, options, source, keys)
+    if options.on != "local" or options.replicas > 1:
+        name, place = name_and_address(options.on)
+        code: int = FLEETS.load_optional(name, "serving")(named, options, source, keys, place)
+        return code
     listening = bind(options.host, options.port)
     try:
         names = ", ".join(model.name for model in named)

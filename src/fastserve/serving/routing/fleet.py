@@ -1,48 +1,29 @@
-"""Several servers of the same models on this machine, each with its own processes, behind one address.
-
-`python -m fastserve.serving.routing.fleet DESCRIPTOR` is one of them, started here and by nobody else.
-"""
+"""Several servers of the same models on this machine, each with its own processes, behind one address."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 
 from fastserve import device, log
-from fastserve.config import Section
-from fastserve.errors import FastServeError
+from fastserve.errors import ConfigError
 from fastserve.serving.events import Events
 from fastserve.serving.keys import Gate, Key
 from fastserve.serving.listener import address, bind
 from fastserve.serving.model import Named
 from fastserve.serving.options import ServeOptions
+from fastserve.serving.routing.member import MemberOrder, MemberProcess
 from fastserve.serving.routing.replica import Replica
 from fastserve.serving.routing.route import run
 from fastserve.serving.routing.router import Router
-from fastserve.serving.supervisor import Supervisor
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 """Seconds before a server is started again."""
 _GRACE_SECONDS = 10.0
 """Beyond the drain, before a server is killed."""
 _LOOPBACK = "127.0.0.1"
-
-
-class MemberOrder(Section):
-    """The first line to a server. source: the ModelSource as module:Class; listening: an inherited descriptor."""
-
-    models: tuple[Named, ...]
-    options: ServeOptions
-    source: str
-    keys: tuple[Key, ...]
-    listening: int
 
 
 class Member:
@@ -54,24 +35,16 @@ class Member:
         self._order = MemberOrder(
             models=tuple(models), options=options, source=source, keys=tuple(keys), listening=self._listening.fileno()
         )
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: MemberProcess | None = None
 
     async def run(self) -> int:
         """Start it and wait for its end; the exit code, negative for a signal."""
-        ours, theirs = socket.socketpair()
-        with ours:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "fastserve.serving.routing.fleet", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), self._order.listening),
-            )
-            theirs.close()
-            ours.sendall(self._order.model_dump_json().encode("utf-8") + b"\n")
+        with MemberProcess(self._order) as self._process:
             return await asyncio.get_running_loop().run_in_executor(None, self._process.wait)
 
     def signal(self, number: int) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(number)
+        if self._process is not None:
+            self._process.signal(number)
 
     def close(self) -> None:
         self._listening.close()
@@ -116,8 +89,15 @@ class Fleet:
             await asyncio.wait(left)
 
 
-def serve_replicas(models: Sequence[Named], options: ServeOptions, source: str, keys: Sequence[Key]) -> int:
-    """`options.replicas` servers behind `options.port`, until a signal; the exit code."""
+def serve_replicas(
+    models: Sequence[Named], options: ServeOptions, source: str, keys: Sequence[Key], place: str | None
+) -> int:
+    """`options.replicas` servers behind `options.port`, until a signal; the exit code. place: there is none to name."""
+    if place is not None:
+        raise ConfigError(
+            f"--on local:{place}: local takes no address; `fastserve route` stands before servers of several "
+            "machines, and --on ray starts them there"
+        )
     threads = options.engine_threads
     if threads == "auto":
         threads = max(device.cores() // (options.replicas * options.workers), 1)
@@ -135,29 +115,3 @@ def serve_replicas(models: Sequence[Named], options: ServeOptions, source: str, 
         listening.close()
         for member in members:
             member.close()
-
-
-def main() -> int:
-    """A member, which ends with the process that started it."""
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    with channel.makefile("rb") as lines:
-        order = MemberOrder.model_validate_json(lines.readline())
-    threading.Thread(target=_end_with, args=(channel,), daemon=True).start()
-    log.configure()
-    listening = socket.socket(fileno=order.listening)
-    try:
-        supervisor = Supervisor(order.models, order.options, order.source, listening, order.keys)
-        return asyncio.run(supervisor.run())
-    except FastServeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-
-
-def _end_with(channel: socket.socket) -> None:
-    """Wait until the other end is closed, which nothing but the other process's end does."""
-    channel.recv(1)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

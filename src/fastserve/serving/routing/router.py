@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -28,7 +28,7 @@ _ERROR_EVENT = b"data: %b\n\n"
 
 
 class Router:
-    """A handler of connections. replicas: at least one."""
+    """A handler of connections. replicas: those that are known from the start; `follow` says which there are now."""
 
     def __init__(self, replicas: Sequence[Replica], gate: Gate, events: Events) -> None:
         self.replicas, self.gate, self.events = tuple(replicas), gate, events
@@ -154,6 +154,15 @@ class Router:
         exchange.finish()
 
     # ---- the servers
+
+    def follow(self, addresses: Iterable[str]) -> None:
+        """Route to the servers at these addresses from now on; requests that others have are theirs to finish."""
+        known = {replica.name: replica for replica in self.replicas}
+        now = {replica.name: replica for replica in map(Replica, addresses)}
+        for name in known.keys() - now.keys():
+            self.affinity.forget(name)
+            self.events.info("server removed", server=name)
+        self.replicas = tuple(known.get(name, replica) for name, replica in now.items())
 
     def _lost(self, replica: Replica, reason: str) -> None:
         replica.failed += 1
