@@ -13,12 +13,15 @@ from engines import engine_of, greedy, ids, network_of, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from paged import PAGE, contents, eagerly, paged_cache, same, use_pages
+from paged import NO_CUDA, OLD_TORCH, PAGE, contents, dictated, eagerly, paged_cache, same, use_pages
 from torch import Tensor
 from writers import small_decoder
 
 from fastserve.generation import paged_attention
+from fastserve.generation.cache import RowCache
 from fastserve.generation.engine import Engine
+from fastserve.generation.fast_decoder import fast_form
+from fastserve.generation.job import Job
 from fastserve.generation.key_values import Chunk, HostRow
 from fastserve.generation.limits import Limits
 from fastserve.generation.memory import memory_of
@@ -30,12 +33,12 @@ from fastserve.generation.reference import generate
 from fastserve.generation.runner import Part, Runner
 from fastserve.generation.sampling import Sampling
 from fastserve.generation.slots import SlotCache
+from fastserve.generation.step import Place, SwapIn, SwapOut
 from fastserve.models.attention import CachedCausal
 
 LAYERS, HEADS, KEYS, SIZE, LONGEST = 2, 4, 2, 8, 60
 PROMPTS = [[5, 17, 200], [9], list(range(20, 70)), [5, 17, 201, 3], list(range(20, 60)), [7] * 17]
 KINDS = ["decoder", "decoder-qwen3", "gpt2", "llama", "qwen2", "mistral"]
-NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 @pytest.fixture
@@ -288,6 +291,7 @@ def parts_of_a_kernel(device: str, dtype: torch.dtype, page: int, size: int) -> 
 
 
 @NO_CUDA
+@OLD_TORCH
 @pytest.mark.parametrize("window_size", [(-1, 0), (0, 0), (4, 0), (300, 0)])
 def test_the_kernel_is_the_formula(window_size: tuple[int, int]) -> None:
     arguments, others = parts_of_a_kernel("cuda", torch.bfloat16, 256, 64)
@@ -298,6 +302,7 @@ def test_the_kernel_is_the_formula(window_size: tuple[int, int]) -> None:
 
 
 @NO_CUDA
+@OLD_TORCH
 @pytest.mark.parametrize("keys", [1, 2, HEADS])
 @pytest.mark.parametrize("window_size", [(-1, -1), (4, 0)])
 def test_the_kernel_with_one_query_a_row_is_the_formula(keys: int, window_size: tuple[int, int]) -> None:
@@ -310,20 +315,35 @@ def test_the_kernel_with_one_query_a_row_is_the_formula(keys: int, window_size: 
     torch.testing.assert_close(found.float(), plain, atol=3e-2, rtol=3e-2)
 
 
+@pytest.mark.parametrize("page", [4, 64, 256])
+def test_pages_give_the_logits_of_rows(page: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    network: Any = fast_form(small_decoder(context=600), "float32")
+    whole = dictated(Runner(network, 4))
+    use_pages(monkeypatch, page=page, record=eagerly)
+    torch.testing.assert_close(dictated(Runner(network, 4)), whole, atol=1e-3, rtol=1e-3)
+
+
 @NO_CUDA
-def test_an_engine_with_pages_writes_what_one_with_rows_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = small_decoder(context=600).cuda()
-    prompts = [[5, 17, 200], list(range(20, 280)), [7] * 300]
-    options = EngineOptions(precision="bfloat16", profile_seconds=0, chunk=200, speculation=0)
-
-    def written() -> list[list[int]]:
-        engine = Engine(network, None, options)
-        found = run(engine, orders_of(prompts, greedy(12)))
-        return [ids(found[str(place), 0]) for place in range(len(prompts))]
-
-    paged = written()
+@OLD_TORCH
+def test_pages_give_the_logits_of_rows_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    network: Any = fast_form(small_decoder(context=600).cuda(), "bfloat16")
+    runner = Runner(network, 4)
+    assert isinstance(runner.cache, PagedCache)
+    found = dictated(runner)
     monkeypatch.setattr("fastserve.generation.memory.kernel_for", lambda network, place: None)
-    assert paged == written()
+    whole = dictated(Runner(network, 4))
+    torch.testing.assert_close(found, whole, atol=0.05 * float(whole[0].abs().max()), rtol=0)
+
+
+@NO_CUDA
+@OLD_TORCH
+def test_an_engine_writes_on_cuda() -> None:
+    options = EngineOptions(precision="bfloat16", profile_seconds=0.5, slots=2, rows=3)
+    engine = Engine(small_decoder(context=600).cuda(), None, options)
+    found = run(engine, orders_of([*PROMPTS, list(range(20, 290))], Sampling(seed=1, max_tokens=20)))
+    assert [len(outputs) for outputs in found.values()] == [20] * 7
+    assert not any(output.error for outputs in found.values() for output in outputs)
+    cache_of(engine).table.check()
 
 
 # Pages
@@ -440,23 +460,20 @@ def test_pages_that_nobody_needs_are_taken_before_the_pool_grows() -> None:
 
 
 def test_what_a_move_still_reads_is_not_given_away(pages: pytest.MonkeyPatch) -> None:
-    from fastserve.generation.cache import RowCache
-    from fastserve.generation.job import Job
-    from fastserve.generation.step import Place, SwapIn, SwapOut
-
-    books = RowCache(Limits(slots=3, rows=3, blocks=6, block_size=8))  # which hold that nobody owns anything
-    runner = Runner(network_of("decoder"), 3, None, books)  # type: ignore[arg-type]
+    books = RowCache(Limits(slots=4, rows=4, blocks=6, block_size=8))  # which hold that nobody owns anything
+    runner = Runner(network_of("decoder"), 4, None, books)  # type: ignore[arg-type]
     cache = runner.cache
     assert isinstance(cache, PagedCache)
     jobs = [Job(number, 40, 1, 0.0) for number in range(3)]
     runner.read([Part(0, 0, list(range(40)), 1), Part(1, 0, list(range(50, 90)), 1)])
     before = [contents(cache, slot, 40) for slot in (0, 1)]
-    cache.reserve(2, 8 * cache.table.free)  # and nothing is left
-    cache.needed = lambda slot: 0 if slot == 2 else runner._needed(slot)
+    cache.reserve(3, 8 * cache.table.free)  # and nothing is left
     runner.move([Place(jobs[2], 2, 40, source=0), SwapOut(jobs[1], 1, 40)])
     assert same(contents(cache, 2, 40), before[0])
+    assert cache.table.counts == [5, 0, 5, 0]
     runner.move([SwapIn(jobs[1], 0, 40)])
     assert same(contents(cache, 0, 40), before[1])
+    assert cache.moved == 0
 
 
 @pytest.mark.parametrize("damage", ["twice", "lost", "beyond"])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastserve import config
 from fastserve.errors import ConfigError, WorkError
+from fastserve.generation.choice import Choice, Wish, choose_each
 from fastserve.generation.choosing import adjust, choose, distribution, keep_min_p, keep_top
 from fastserve.generation.sampling import Row, Sampling
 
@@ -221,3 +222,29 @@ def test_impossible_tokens_are_never_drawn() -> None:
     logits[0, 2] = 0.0
     last = Row(Sampling(), [], [], np.random.Generator(np.random.Philox(1)))
     assert {choose(logits, [last]).ids.item() for _ in range(50)} == {2}
+
+
+def test_a_row_without_numbers_takes_no_draw_from_its_neighbors() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(3, VOCABULARY)
+    logits[1, 4] = math.nan
+    rules = [{"seed": 3, "temperature": 0.8}, {"seed": 4, "top_k": 3}, {"seed": 5, "top_p": 0.7}]
+    rows = [row([1], [2], **one) for one in rules]
+    for _ in range(3):
+        first, bad, last = choose_each(logits, [Wish(one, top) for one, top in zip(rows, (2, 2, 0), strict=True)])
+        assert "logits that are not numbers for row 1 of 3" in str(bad)
+        assert isinstance(first, Choice)
+        assert isinstance(last, Choice)
+        assert len(first.top) == 2
+    for place in (0, 2):
+        alone = row([1], [2], **rules[place])
+        for _ in range(3):
+            choose(logits[place : place + 1], [alone])
+        assert alone.draws.random() == rows[place].draws.random()
+
+
+def test_what_cannot_be_wished_is_told_to_whom_it_concerns() -> None:
+    wishes = [Wish(row(seed=1)), Wish(row(logit_bias={99: 1.0}))]
+    fine, wrong = choose_each(torch.zeros(2, VOCABULARY), wishes)
+    assert isinstance(fine, Choice)
+    assert "logit_bias names the token 99" in str(wrong)

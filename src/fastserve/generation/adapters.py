@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastserve.errors import ConfigError
 from fastserve.generation.precision import Linear
+from fastserve.generation.sending import send
 from fastserve.models.lora import PREFIX, WEIGHTS
 from fastserve.models.tensor_parallel import share_of_change
 
@@ -69,7 +70,7 @@ class Adapters:
         for place, name in enumerate(adapters):
             if name is not None:
                 places.setdefault(name, []).append(place)
-        self._layout = [(name, torch.tensor(found, device=device)) for name, found in places.items()]
+        self._layout = [(name, send(torch.tensor(found), device)) for name, found in places.items()]
 
     def wrap(self, layers: Sequence[nn.Module], linear: Linear) -> Linear:
         """What computes these layers together, with what the adapters add to it."""

@@ -16,14 +16,17 @@ from torch import Tensor
 
 from fastserve.errors import ConfigError, WorkError
 from fastserve.generation.sampling import Row, Sampling
+from fastserve.generation.sending import send
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The next token of each row: ids int64 (B,); logprobs float32 (B,), natural logarithms."""
+    """The next token of each row: ids int64 (B,); logprobs float32 (B,), natural logarithms; totals float32 (B,), of
+    the sum of all exp(logits), which are finite where the logits are numbers."""
 
     ids: Tensor
     logprobs: Tensor
+    totals: Tensor
 
 
 NOTHING: Mapping[int, Tensor] = {}
@@ -36,15 +39,41 @@ def choose(logits: Tensor, rows: Sequence[Row], allowed: Mapping[int, Tensor] = 
     A row's token depends on its own logits and its own `Row` alone, of which `draws` moves on by one number (where the
     temperature is not 0). WorkError where the logits are not numbers, ConfigError for a bias of an unknown token.
     """
+    chosen = decide(logits, rows, allowed)
+    bad = (~chosen.totals.isfinite()).nonzero()
+    if len(bad):
+        raise WorkError(no_numbers(int(bad[0]), len(rows)))
+    return chosen
+
+
+def decide(logits: Tensor, rows: Sequence[Row], allowed: Mapping[int, Tensor] = NOTHING) -> Chosen:
+    """As `choose`, but whether logits are numbers is for the caller to see: of rows where they are none some token is
+    chosen. No device is waited for."""
     logits = logits.float()
-    total = logits.logsumexp(-1)
-    _check(total)
+    totals = logits.logsumexp(-1)
     scores = restrict(adjust(logits, rows), logits, allowed)
-    ids = scores.argmax(-1)
     drawn = [index for index, row in enumerate(rows) if row.sampling.temperature > 0]
-    if drawn:
-        ids[drawn] = _draw(scores[drawn], [rows[index] for index in drawn])
-    return Chosen(ids, logits.gather(1, ids[:, None])[:, 0] - total)
+    if len(drawn) == len(rows):
+        ids = _draw(scores, rows)
+    else:
+        ids = scores.argmax(-1)
+        if drawn:
+            which = _which(drawn, scores)
+            ids[which] = _draw(scores[which], [rows[index] for index in drawn])
+    return Chosen(ids, logits.gather(1, ids[:, None])[:, 0] - totals, totals)
+
+
+def no_numbers(row: int, rows: int) -> str:
+    """What is said of a row of a network's logits."""
+    return (
+        f"the network gave logits that are not numbers for row {row} of {rows}: its weights are damaged or its "
+        "training diverged; train again with a lower train.learning_rate"
+    )
+
+
+def _which(rows: Sequence[int], scores: Tensor) -> Tensor | slice:
+    """An index of some rows of the scores, by which nothing is copied where they are all."""
+    return slice(None) if len(rows) == len(scores) else send(torch.tensor(rows, dtype=torch.int64), scores.device)
 
 
 def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -70,7 +99,7 @@ def restrict(scores: Tensor, logits: Tensor, allowed: Mapping[int, Tensor]) -> T
     for index, tokens in allowed.items():
         if not tokens.any():
             raise WorkError("the grammar of a text allows no token of the vocabulary to follow")
-        scores[index].masked_fill_(~tokens, -torch.inf)
+        scores[index].masked_fill_(~send(tokens, scores.device), -torch.inf)
     return scores
 
 
@@ -83,8 +112,8 @@ def _bias(scores: Tensor, sampling: Sampling) -> None:
             f"logit_bias names the token {max(sampling.logit_bias)}, but the vocabulary has {len(scores)} tokens: "
             f"expected ids from 0 to {len(scores) - 1}"
         )
-    ids = torch.tensor(list(sampling.logit_bias), device=scores.device)
-    scores[ids] += torch.tensor(list(sampling.logit_bias.values()), device=scores.device)
+    ids = send(torch.tensor(list(sampling.logit_bias)), scores.device)
+    scores[ids] += send(torch.tensor(list(sampling.logit_bias.values())), scores.device)
 
 
 def _penalize(scores: Tensor, row: Row) -> None:
@@ -103,7 +132,7 @@ def _penalize(scores: Tensor, row: Row) -> None:
 
 
 def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(array.astype(np.int64)).to(device)
+    return send(torch.from_numpy(array.astype(np.int64)), device)
 
 
 def _draw(scores: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -114,28 +143,31 @@ def _draw(scores: Tensor, rows: Sequence[Row]) -> Tensor:
     probabilities = distribution(scores, [row.sampling for row in rows])
     cumulated = probabilities.cumsum(-1, dtype=torch.float64)
     total = cumulated[:, -1:]
-    uniform = torch.tensor([[row.draws.random()] for row in rows], dtype=torch.float64).to(scores.device)
+    uniform = torch.tensor([[row.draws.random()] for row in rows], dtype=torch.float64)
+    uniform = send(uniform, scores.device)
     place = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))  # rounding may reach total
-    return torch.searchsorted(cumulated, place, right=True)[:, 0]
+    found = torch.searchsorted(cumulated, place, right=True)[:, 0]
+    return found.clamp_(max=scores.shape[-1] - 1)  # where the scores are not numbers, it is beyond the last
 
 
 def distribution(scores: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     """The probabilities (B, V) that are drawn from: temperature, min-p, top-k and top-p of `scores`."""
-    temperatures = torch.tensor([[rules.temperature] for rules in samplings], device=scores.device)
+    temperatures = send(torch.tensor([[rules.temperature] for rules in samplings]), scores.device)
     scores = (scores - scores.amax(-1, keepdim=True)) / temperatures
     wanting = [index for index, rules in enumerate(samplings) if rules.min_p > 0]
     if wanting:
-        scores[wanting] = keep_min_p(scores[wanting], [samplings[index].min_p for index in wanting])
+        which = _which(wanting, scores)
+        scores[which] = keep_min_p(scores[which], [samplings[index].min_p for index in wanting])
     wanting = [index for index, rules in enumerate(samplings) if rules.top_k > 0 or rules.top_p < 1]
     if wanting:
-        narrow = [samplings[index] for index in wanting]
-        scores[wanting] = keep_top(scores[wanting], [one.top_k for one in narrow], [one.top_p for one in narrow])
+        which, narrow = _which(wanting, scores), [samplings[index] for index in wanting]
+        scores[which] = keep_top(scores[which], [one.top_k for one in narrow], [one.top_p for one in narrow])
     return scores.softmax(-1)
 
 
 def keep_min_p(scores: Tensor, shares: Sequence[float]) -> Tensor:
     """-inf for tokens less probable than `shares` (each > 0) times the most probable: (B, V)."""
-    floor = scores.amax(-1, keepdim=True) + torch.tensor([[share] for share in shares], device=scores.device).log()
+    floor = scores.amax(-1, keepdim=True) + send(torch.tensor([[share] for share in shares]).log(), scores.device)
     return scores.masked_fill(scores < floor, -torch.inf)
 
 
@@ -146,19 +178,10 @@ def keep_top(scores: Tensor, counts: Sequence[int], shares: Sequence[float]) -> 
     """
     ranked, ids = scores.sort(dim=-1, descending=True, stable=True)
     vocabulary = scores.shape[-1]
-    most = torch.tensor([[count or vocabulary] for count in counts], device=scores.device)
+    most = send(torch.tensor([[count or vocabulary] for count in counts]), scores.device)
     ranked = ranked.masked_fill(torch.arange(vocabulary, device=scores.device) >= most, -torch.inf)
     probabilities = ranked.softmax(-1, dtype=torch.float64)
     above = probabilities.cumsum(-1) - probabilities  # what the better ones have together
-    enough = torch.tensor([[share if share < 1 else np.inf] for share in shares], dtype=torch.float64).to(scores.device)
-    ranked = ranked.masked_fill(above >= enough, -torch.inf)
+    enough = torch.tensor([[share if share < 1 else np.inf] for share in shares], dtype=torch.float64)
+    ranked = ranked.masked_fill(above >= send(enough, scores.device), -torch.inf)
     return torch.empty_like(scores).scatter_(-1, ids, ranked)
-
-
-def _check(total: Tensor) -> None:
-    bad = (~total.isfinite()).nonzero()
-    if len(bad):
-        raise WorkError(
-            f"the network gave logits that are not numbers for row {int(bad[0])} of {len(total)}: its weights are "
-            "damaged or its training diverged; train again with a lower train.learning_rate"
-        )

@@ -49,4 +49,4 @@ def _pages(slots: int, row: int, budget: Budget | None) -> int:
 
 def recorder(network: Decodes, place: torch.device) -> Record | None:
     """None where steps are not recorded: other forms of networks may do what a recording does not allow."""
-    return CudaGraphs() if place.type == "cuda" and getattr(network, "is_recordable", False) else None
+    return CudaGraphs(place) if place.type == "cuda" and getattr(network, "is_recordable", False) else None

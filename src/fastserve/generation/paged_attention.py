@@ -228,10 +228,13 @@ def fits_pages(network: Decodes, place: torch.device) -> bool:
 
 def kernel_for(network: Decodes, place: torch.device) -> PageKernel | None:
     """What attends to pages on a device; None where a row for each slot is the better way, or the only one."""
-    if place.type != "cuda" or _version() < WITH_PAGES or torch.cuda.get_device_capability(place) < AMPERE:
+    if place.type != "cuda" or torch.version.cuda is None or not knows_pages():
+        return None
+    if torch.cuda.get_device_capability(place) < AMPERE or not torch.backends.cuda.is_flash_attention_available():
         return None
     return by_kernel if fits_pages(network, place) else None
 
 
-def _version() -> tuple[int, ...]:
-    return tuple(int(part) for part in torch.__version__.split(".")[:2])
+def knows_pages() -> bool:
+    """Whether torch is new enough for it."""
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= WITH_PAGES

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastserve.generation.key_values import Chunk, HostRow, Pair
 from fastserve.generation.paged_attention import Layout, PagedAttention, PageKernel, Parts, lay_out
 from fastserve.generation.pages import PageTable
+from fastserve.generation.sending import send
 
 PAGE = 256
 """Tokens of a page, as FlashAttention-2 asks."""
@@ -81,10 +83,9 @@ class PagedCache:
         """From slots that have more than anybody needs, or else new ones."""
         if self.needed is not None:
             for other in range(len(self.lengths)):
-                if other != slot:
-                    needed = self.needed(other)
-                    self.table.shrink(other, needed)
-                    self.lengths[other] = min(self.lengths[other], needed)
+                needed = self.needed(other)
+                self.table.shrink(other, needed)
+                self.lengths[other] = min(self.lengths[other], needed)
         lacking = self.table.lacking(slot, tokens)
         if lacking > 0:
             self._extend(lacking)
@@ -113,7 +114,7 @@ class PagedCache:
             self.reserve(chunk.slot, chunk.stop)
         longest, tokens = max(one.stop for one in every), sum(one.count for one in every)
         width = self.table.pages_of(longest)
-        flat = torch.from_numpy(lay_out(self.table, every, width=width)).to(self.device)
+        flat = send(torch.from_numpy(lay_out(self.table, every, width=width)), self.device)
         parts = Parts.of(flat, tokens, len(every), width)
         return PagedAttention(self, Layout(parts, max(one.count for one in every), longest))
 
@@ -164,7 +165,7 @@ class PagedCache:
         self.keep(slot, row.tokens)
 
     def _pages(self, slot: int) -> Tensor:
-        return torch.from_numpy(self.table.of(slot).copy()).to(self.device).long()
+        return send(torch.from_numpy(self.table.of(slot).astype(np.int64)), self.device)
 
     def _parts(self) -> Iterable[Tensor]:
         return (part for pair in self._layers if pair is not None for part in pair)

@@ -19,12 +19,10 @@ from fastserve.generation.key_values import Chunk
 from fastserve.generation.network import Decodes
 from fastserve.generation.paged_attention import Layout, PagedAttention, Parts, lay_out
 from fastserve.generation.paged_cache import PagedCache
+from fastserve.generation.sending import send
 
 BUCKETS: tuple[int, ...] = (1, 2, 4, 8, *range(16, 257, 8))
 """Rows of the steps that are recorded."""
-WARM = 2
-"""Runs before a recording, in which libraries choose their kernels and take their memory."""
-
 Compute = Callable[[], Tensor]
 Record = Callable[[Compute], Compute]
 """From what computes to what computes the same again, from the same tensors into the same tensors."""
@@ -33,19 +31,21 @@ Record = Callable[[Compute], Compute]
 class CudaGraphs:
     """A `Record`. All recordings share their memory: only the result of the last one that was replayed is valid."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: torch.device) -> None:
+        self.place = place
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, compute: Compute) -> Compute:
-        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(current)
-        with torch.cuda.stream(aside):
-            for _ in range(WARM):
+        with torch.cuda.device(self.place):
+            compute()  # on the stream that all else is on, since the cache may take its memory here
+            current, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(current)
+            with torch.cuda.stream(aside):  # libraries choose their kernels, which must not be recorded
                 compute()
-        current.wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            found = compute()
+            current.wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                found = compute()
 
         def replay() -> Tensor:
             graph.replay()
@@ -96,14 +96,13 @@ class Recorded:
         spare = size - len(chunks)
         laid = lay_out(self.cache.table, chunks, width=self.cache.row, spare=spare)
         told = torch.from_numpy(np.concatenate([np.array([*ids, *[0] * spare], np.int32), laid]))
-        if self.cache.device.type == "cuda":
-            told = told.pin_memory()  # torch keeps it until it is copied
+        told = send(told, self.cache.device)
         found = self._recordings.get(size)
         if found is None or found.moved != self.cache.moved:
-            inputs = told.to(self.cache.device)
+            inputs = told.clone()
             found = Recording(inputs, self.record(lambda: self._compute(inputs, size)), self.cache.moved)
             self._recordings[size] = found
-        found.inputs.copy_(told, non_blocking=True)
+        found.inputs.copy_(told)
         return found.replay()
 
     def _compute(self, inputs: Tensor, size: int) -> Tensor:

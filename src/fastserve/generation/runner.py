@@ -14,6 +14,7 @@ from fastserve.generation.cache import RowCache
 from fastserve.generation.key_values import Chunk, HostRow
 from fastserve.generation.memory import Budget, memory_of
 from fastserve.generation.network import Decodes, device_of
+from fastserve.generation.sending import send
 from fastserve.generation.step import Move, Place, SwapOut
 
 
@@ -103,7 +104,7 @@ class Runner:
         front = [singles[slot] for slot in self.cache.gather(list(singles))]
         order = front + [part for part in parts if len(part.ids) > 1]
         ids = [token for part in order for token in part.ids]
-        wanted = self._wanted(parts, order, len(ids))  # now: once a device computes, it does not take it before the end
+        wanted = self._wanted(parts, order, len(ids))
         if self.adapters is not None:
             self.adapters.arrange([part.adapter for part in order for _ in part.ids], self.device)
         if self.recorded is not None and self._is_plain(parts) and self.recorded.takes(len(parts)):
@@ -112,7 +113,7 @@ class Runner:
             return logits if wanted is None else logits[wanted]
         chunks = [part.chunk for part in order]
         attention = self.cache.attention(chunks[: len(front)], chunks[len(front) :])
-        hidden = self.network.hidden(torch.tensor(ids, device=self.device), attention)
+        hidden = self.network.hidden(send(torch.tensor(ids), self.device), attention)
         self._keep(parts)
         return self._head(hidden if wanted is None else hidden[wanted])
 
@@ -131,4 +132,4 @@ class Runner:
         places = [place for part in parts for place in range(ends[part.slot] - part.wanted, ends[part.slot])]
         if places == list(range(tokens)):
             return None
-        return torch.tensor(places, dtype=torch.int64, device=self.device)
+        return send(torch.tensor(places, dtype=torch.int64), self.device)
