@@ -102,6 +102,19 @@ def test_auto_is_the_most_cpus_that_all_replicas_can_have(cores: list[int], repl
 
 
 @needs_ray
+def test_a_server_takes_its_threads_and_a_gpu_where_there_is_one_for_each(caplog: pytest.LogCaptureFixture) -> None:
+    from fastserve.serving.routing.ray_serve import Room, room_for
+
+    two = ServeOptions(replicas=2, workers=2)
+    assert room_for(two, [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 4.0}]) == Room(cpus=4, gpus=1, threads=2)
+    assert room_for(two, [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}]) == Room(cpus=8, gpus=0, threads=4)
+    assert not caplog.records
+    asked = two.model_copy(update={"engine_threads": 6})
+    assert room_for(asked, [{"CPU": 8.0}]) == Room(cpus=12, gpus=0, threads=6)
+    assert "too few for 2 servers of 12 each" in caplog.text
+
+
+@needs_ray
 def test_the_error_of_a_start_is_read_out_of_its_traceback() -> None:
     from fastserve.serving.routing.ray_serve import _error_in
 

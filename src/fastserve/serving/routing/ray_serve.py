@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,11 @@ class Server:
         with bind(ray.util.get_node_ip_address() if wanted.is_shared else _LOOPBACK, 0) as listening:
             self._replica = Replica(address(listening))
             self._process = _started(wanted, listening)
-        self._asked = self._was_ready = time.monotonic()
         while not await self._replica.check(CHECK_SECONDS):
             if self._process.code is not None:
                 raise _error_of(self._process)
             await asyncio.sleep(0.1)
+        self._asked = self._was_ready = time.monotonic()
 
     def tell(self) -> str:
         """Its address; who asks is the command, which therefore lives."""
@@ -282,23 +282,14 @@ def serve_replicas(
 def _application(wanted: Wanted, place: str) -> Any:
     """What Ray Serve is to run: how many, what each takes of a machine, how it is looked after."""
     options = wanted.options
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cores = [int(node.get("CPU", 0)) for node in nodes]
-    cpus = _asked_cpus(options) if options.engine_threads != "auto" else share(cores, options.replicas)
-    gpus = int(sum(node.get("GPU", 0) for node in nodes) >= options.replicas)
-    if sum(each // cpus for each in cores) < options.replicas:
-        log.warn(
-            f"Ray's machines have {', '.join(map(str, cores))} CPUs, too few for {options.replicas} servers of {cpus} "
-            "each: it waits until there are more"
-        )
-    threads = max(cpus // options.workers, 1) if options.engine_threads == "auto" else options.engine_threads
-    own = options.model_copy(update={"engine_threads": threads})
+    room = room_for(options, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    own = options.model_copy(update={"engine_threads": room.threads})
     variables = ray_cluster.variables(place)
     deployment = serve.deployment(Server).options(
         num_replicas=options.replicas,
         ray_actor_options={
-            "num_cpus": cpus,
-            "num_gpus": gpus,
+            "num_cpus": room.cpus,
+            "num_gpus": room.gpus,
             **({"runtime_env": {"env_vars": variables}} if variables else {}),
         },
         health_check_period_s=CHECK_SECONDS,
@@ -308,6 +299,32 @@ def _application(wanted: Wanted, place: str) -> Any:
         max_constructor_retry_count=1,
     )
     return deployment.bind(replace(wanted, options=own))
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What each server takes of its machine, and the threads that each of its engines computes with."""
+
+    cpus: int
+    gpus: int
+    threads: int
+
+
+def room_for(options: ServeOptions, nodes: Sequence[Mapping[str, float]]) -> Room:
+    """nodes: what each machine has, by Ray's names. A GPU for each server where there are so many."""
+    cores = [int(node.get("CPU", 0)) for node in nodes]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes) >= options.replicas)
+    if options.engine_threads == "auto":
+        cpus = share(cores, options.replicas)
+        threads = max(cpus // options.workers, 1)
+    else:
+        cpus, threads = _asked_cpus(options), options.engine_threads
+    if sum(each // cpus for each in cores) < options.replicas:
+        log.warn(
+            f"Ray's machines have {', '.join(map(str, cores))} CPUs, too few for {options.replicas} servers of {cpus} "
+            "each: it waits until there are more"
+        )
+    return Room(cpus, gpus, threads)
 
 
 def _asked_cpus(options: ServeOptions) -> int:
