@@ -18,10 +18,12 @@ from fastserve.generation.native import Panels
 from fastserve.generation.native.step import LANES, Block, NativeStep, Shape
 from fastserve.generation.precision import Linear, Precision, Wrap, gated, gated_linear_of, linear_of, unwrapped
 from fastserve.generation.step_attention import StepAttention
+from fastserve.models import fused
 from fastserve.models.attention import PackedCausal
 from fastserve.models.causal import Attention, CausalNetwork
 from fastserve.models.causal_folder import CausalFromFolder
 from fastserve.models.decoder import EPSILON, Decoder
+from fastserve.models.native import fused as native
 from fastserve.models.tensor_parallel import Sum, SummedLinear
 
 FAMILY = ("llama", "qwen2", "qwen3", "mistral")
@@ -54,6 +56,13 @@ class Norm:
         inverse = torch.linalg.vecdot(wide, wide).add_(self.epsilon).rsqrt_()
         normal: Tensor = (wide * inverse.unsqueeze(-1)).to(vectors.dtype)
         return normal.mul_(self.weight)
+
+    def of_sum(self, vectors: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The sum of both, and it normalized."""
+        if fused.goes_native(vectors, added, self.plain):
+            return native.added_norm(vectors, added, self.plain, self.mean_epsilon)
+        together = vectors if added is None else vectors + added
+        return together, self(together)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +138,23 @@ class FastDecoder:
 
     def hidden(self, ids: Tensor, attention: Attention) -> Tensor:
         """ids int64 (N,) to (N, dim), after the last norm."""
-        if self.step is not None and isinstance(attention, StepAttention) and not attention.chunks:
-            return self.step(ids, attention)
+        if self.step is None or not isinstance(attention, StepAttention) or not attention.rows:
+            return self._by_layers(ids, attention)
+        written = self.step(ids[: attention.rows], attention)
+        if not attention.chunks:
+            return written
+        return torch.cat([written, self._by_layers(ids[attention.rows :], attention.of_chunks())])
+
+    def _by_layers(self, ids: Tensor, attention: Attention) -> Tensor:
         tokens = functional.embedding(ids, self.embedding)
         rotation = self._rotation(attention.positions)
+        added: Tensor | None = None
         for place, layer in enumerate(self.blocks):
-            tokens = tokens + layer.output(self._attend(layer, place, layer.before(tokens), attention, rotation))
-            tokens = tokens.add_(layer.down(layer.gated(layer.between(tokens))))
-        return self.norm(tokens)
+            tokens, normal = layer.before.of_sum(tokens, added)
+            found = layer.output(self._attend(layer, place, normal, attention, rotation))
+            tokens, normal = layer.between.of_sum(tokens, found)
+            added = layer.down(layer.gated(normal))
+        return self.norm.of_sum(tokens, added)[1]
 
     def _native_step(self) -> NativeStep | None:
         """None where a layer is computed otherwise: with adapters, or with others' shares."""
@@ -172,7 +190,7 @@ class FastDecoder:
         turned, value = parts[:, : heads + shared], parts[:, heads + shared :]
         if layer.norms is not None:
             turned = torch.cat([layer.norms[0](turned[:, :heads]), layer.norms[1](turned[:, heads:])], 1)
-        turned = (turned * rotation[0]).addcmul_(turned.roll(size // 2, -1), rotation[1])
+        turned = fused.rotate(turned, *rotation)
         found = attention(
             place, turned[:, :heads], turned[:, heads:], value, scale=layer.call.scale, window=layer.call.window
         )

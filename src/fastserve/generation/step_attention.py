@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from fastserve.generation.key_values import Chunk
 from fastserve.models.attention import attend, visible
+from fastserve.models.native import attention as native
 
 if TYPE_CHECKING:
     from fastserve.generation.slots import SlotCache
@@ -40,6 +41,10 @@ class StepAttention:
         self._masks: dict[tuple[int | None, torch.dtype], tuple[int, Tensor | None]] = {}
         places = [chunk.start for chunk in singles] + [at for one in chunks for at in range(one.start, one.stop)]
         self.positions = torch.tensor(places, device=cache.device)
+
+    def of_chunks(self) -> StepAttention:
+        """Without the singles."""
+        return StepAttention(self.cache, (), self.chunks)
 
     def __call__(
         self,
@@ -146,6 +151,10 @@ class StepAttention:
         low = 0 if window is None else max(chunk.start + 1 - window, 0)
         place = self.cache.places[chunk.slot]
         key, value = keys[place, :, low : chunk.stop], values[place, :, low : chunk.stop]  # (K, T, D)
+        if window is None and cap is None:
+            rows = key.transpose(0, 1), value.transpose(0, 1)
+            if native.serves(query, *rows, 1, chunk.stop):
+                return native.attend_chunk(query, *rows, scale)
         heads = query.transpose(0, 1)
         causal = low == chunk.start == 0 and (window is None or chunk.count <= window)
         sees = None if causal and cap is None else self._sees(chunk, low, window)

@@ -97,7 +97,7 @@ class PackedCausal:
             return self._nothing(query, key, value)
         if query.is_cuda and query.dtype in HALF and cap is None:
             return self._by_kernel(query, key, value, scale, window)
-        if window is None and cap is None and native.serves(query, key, value, self.offsets, self.longest):
+        if window is None and cap is None and native.serves(query, key, value, len(self._lengths), self.longest):
             return native.attend_rows(query, key, value, self.offsets, scale)
         query, key, value = self._pad(query), self._pad(key), self._pad(value)
         parts = [self._attend(group, query, key, value, scale, window, cap) for group in self._groups]

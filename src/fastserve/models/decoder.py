@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from fastserve.config import Auto, Positive, Section
 from fastserve.models.attention import PackedCausal
 from fastserve.models.causal import Attention, TiedHead, check_lengths
-from fastserve.models.fused import rms_norm, rotate, silu_product
+from fastserve.models.fused import added_norm, rms_norm, rotate, silu_product
 from fastserve.models.network import NetworkShape
 from fastserve.models.ragged import RaggedTensor
 
@@ -90,6 +90,10 @@ class RmsNorm(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         return rms_norm(vectors, self.weight, EPSILON)
+
+    def of_sum(self, vectors: Tensor, added: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The sum of both, and it normalized."""
+        return added_norm(vectors, added, self.weight, EPSILON)
 
 
 def angles(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -166,11 +170,14 @@ class Block(nn.Module):
         self.post_attention_layernorm = RmsNorm(sizes.dim)
         self.mlp = FeedForward(sizes)
 
-    def forward(self, tokens: Tensor, attention: Attention, rotation: tuple[Tensor, Tensor]) -> Tensor:
-        """tokens (N, dim)"""
-        tokens = tokens + self.self_attn(self.input_layernorm(tokens), self.layer, attention, rotation)
-        added: Tensor = tokens + self.mlp(self.post_attention_layernorm(tokens))
-        return added
+    def forward(
+        self, tokens: Tensor, added: Tensor | None, attention: Attention, rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """tokens (N, dim), and what the block before adds to them; so it returns both, still apart."""
+        tokens, normal = self.input_layernorm.of_sum(tokens, added)
+        found = self.self_attn(normal, self.layer, attention, rotation)
+        tokens, normal = self.post_attention_layernorm.of_sum(tokens, found)
+        return tokens, self.mlp(normal)
 
 
 class Body(nn.Module):
@@ -228,12 +235,13 @@ class Decoder(nn.Module):
     def hidden(self, ids: Tensor, attention: Attention) -> Tensor:
         tokens = self.model.embed_tokens(ids)
         rotation = angles(attention.positions, self.sizes.head_dim, self.options.rope_theta)
+        added: Tensor | None = None
         for block in self.model.layers:
             if self.checkpoint_blocks and torch.is_grad_enabled():
-                tokens = checkpoint(block, tokens, attention, rotation, use_reentrant=False)
+                tokens, added = checkpoint(block, tokens, added, attention, rotation, use_reentrant=False)
             else:
-                tokens = block(tokens, attention, rotation)
-        found: Tensor = self.model.norm(tokens)
+                tokens, added = block(tokens, added, attention, rotation)
+        found: Tensor = self.model.norm.of_sum(tokens, added)[1]
         return found
 
     def forward(self, inputs: Mapping[str, RaggedTensor]) -> Tensor:

@@ -37,12 +37,25 @@ def plain_rotate(vectors: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def rms_norm(vectors: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    if weight.dtype == torch.float32 and native.serves(vectors, vectors.shape[-1]):
-        return native.rms_norm(vectors, weight, epsilon)
-    if torch.compiler.is_compiling() or not _is_full(vectors) or vectors.dtype != weight.dtype:
-        return plain_rms_norm(vectors, weight, epsilon)
-    found: Tensor = _RmsNorm.apply(vectors, weight, epsilon)  # type: ignore[no-untyped-call]
-    return found
+    return added_norm(vectors, None, weight, epsilon)[1]
+
+
+def added_norm(vectors: Tensor, added: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The sum of vectors and what is added to them, if anything, and the sum normalized."""
+    if goes_native(vectors, added, weight):
+        return native.added_norm(vectors, added, weight, epsilon)
+    together = vectors if added is None else vectors + added
+    if torch.compiler.is_compiling() or not _is_full(together) or together.dtype != weight.dtype:
+        return together, plain_rms_norm(together, weight, epsilon)
+    found: Tensor = _RmsNorm.apply(together, weight, epsilon)  # type: ignore[no-untyped-call]
+    return together, found
+
+
+def goes_native(vectors: Tensor, added: Tensor | None, weight: Tensor) -> bool:
+    """Whether `native.added_norm` takes them."""
+    size = vectors.shape[-1]
+    fits = added is None or (vectors.dtype in (torch.float32, added.dtype) and native.serves(added, size))
+    return fits and weight.dtype == torch.float32 and native.serves(vectors, size)
 
 
 def silu_product(gate_and_up: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-/* Causal attention of whole rows in training: bfloat16, forward and backward, without a mask, a copy or padding.
+/* Causal attention of whole rows, and of what a row goes on by: bfloat16, without a mask, a copy or padding; of whole
+   rows with gradients.
 
    After FlashAttention 2 (Dao 2023, arXiv 2307.08691), but that all scores of a few queries stay in a core's cache, so
    that the softmax is a plain one. What is above the diagonal is left out in steps of 6 queries and 16 keys. One thread
@@ -20,11 +21,12 @@
 typedef struct {
     int32_t rows, heads, shared, head_size;
     float scale;
-    const int64_t *offsets;              /* (rows + 1,): where each row starts */
+    int32_t before;                      /* keys of a row before its first query; 0 where there are gradients */
+    const int64_t *offsets;              /* (rows + 1,): where each row of queries starts */
     const uint16_t *query, *key, *value; /* (tokens, heads or shared, head_size) */
     int64_t query_token, query_head, key_token, key_head, value_token, value_head;
     uint16_t *output; /* (tokens, heads, head_size), side by side */
-    float *sums;      /* (tokens, heads): logarithm of the sum of the exponentials of the scores */
+    float *sums;      /* (tokens, heads): logarithm of the sum of the exponentials of the scores; may be null */
     const uint16_t *of_output;             /* gradients, as the output lies */
     uint16_t *of_query, *of_key, *of_value; /* gradients, side by side */
 } Packed;
@@ -177,23 +179,25 @@ static float soften(const float *scores, int query, int stop, float scale, uint1
 
 static void forward_part(const Packed *one, int row, int head, char *room) {
     int start = (int)one->offsets[row], length = (int)one->offsets[row + 1] - start, size = one->head_size;
-    int width = up(length, LANES), group = one->heads / one->shared;
+    int stop = one->before + length, width = up(stop, LANES), group = one->heads / one->shared;
     uint32_t *keys = (uint32_t *)room, *values = keys + (int64_t)size / 2 * width;
     float *scores = (float *)(values + (int64_t)(width / 2) * size), *found = scores + (int64_t)BLOCK * width;
     uint16_t *weights = (uint16_t *)(found + BLOCK * size);
-    pair_features(one->key + start * one->key_token + head * one->key_head, one->key_token, length, size, keys, width);
-    pair_tokens(one->value + start * one->value_token + head * one->value_head, one->value_token, length, size, values);
+    pair_features(one->key + start * one->key_token + head * one->key_head, one->key_token, stop, size, keys, width);
+    pair_tokens(one->value + start * one->value_token + head * one->value_head, one->value_token, stop, size, values);
     for (int g = head * group; g < (head + 1) * group; g++)
-        for (int first = 0; first < length; first += BLOCK) {
-            int count = least(BLOCK, length - first);
-            int64_t token = start + first;
+        for (int at = 0; at < length; at += BLOCK) {
+            int count = least(BLOCK, length - at), first = one->before + at;
+            int64_t token = start + at;
             float factors[BLOCK];
             score(one->query + token * one->query_token + g * one->query_head, one->query_token, first, count, size,
                   keys, width, scores);
             for (int m = 0; m < count; m++) {
-                int stop = up(first + least(up(m + 1, ROWS), count), LANES);
-                factors[m] = 1.0f / soften(scores + (int64_t)m * width, first + m, stop, one->scale,
-                                           weights + (int64_t)m * width, one->sums + (token + m) * one->heads + g);
+                int seen = up(first + least(up(m + 1, ROWS), count), LANES);
+                float logarithm;
+                factors[m] = 1.0f / soften(scores + (int64_t)m * width, first + m, seen, one->scale,
+                                           weights + (int64_t)m * width, &logarithm);
+                if (one->sums) one->sums[(token + m) * one->heads + g] = logarithm;
             }
             mix(weights, width, first, count, size, values, found);
             for (int m = 0; m < count; m++)
@@ -305,7 +309,7 @@ static void run(Part part, const Packed *one, int threads) {
         int length = (int)(one->offsets[row + 1] - one->offsets[row]);
         if (length > longest) longest = length;
     }
-    size_t bytes = room_of(longest, one->head_size);
+    size_t bytes = room_of(one->before + longest, one->head_size);
 #pragma omp parallel num_threads(threads)
     {
         char *room = malloc(bytes), *aligned = (char *)(((uintptr_t)room + 63) / 64 * 64);

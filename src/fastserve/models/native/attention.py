@@ -1,4 +1,4 @@
-"""Causal attention of whole rows by `attention.c`, with its gradients."""
+"""Causal attention by `attention.c`: of whole rows, with its gradients, and of what a row goes on by."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class PackedStruct(ctypes.Structure):
         ("shared", ctypes.c_int32),
         ("head_size", ctypes.c_int32),
         ("scale", ctypes.c_float),
+        ("before", ctypes.c_int32),
         ("offsets", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
         *((f"{name}_{of}", ctypes.c_int64) for name in ("query", "key", "value") for of in ("token", "head")),
@@ -35,15 +36,18 @@ class PackedStruct(ctypes.Structure):
     )
 
 
-def serves(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int) -> bool:
-    """Whether the rows are attended in C on this machine: enough of them for its threads, none too long."""
+def serves(query: Tensor, key: Tensor, value: Tensor, rows: int, longest: int) -> bool:
+    """Whether rows are attended in C on this machine: enough of them for its threads, none too long.
+
+    query (N, H, D), key and value (N, K, D). longest: keys of a row.
+    """
     return (
         not torch.compiler.is_compiling()
         and query.dtype == key.dtype == value.dtype == torch.bfloat16
         and query.device.type == "cpu"
         and query.shape[-1] % LANES == 0
         and longest <= LONGEST
-        and (len(offsets) - 1) * key.shape[1] >= torch.get_num_threads()
+        and rows * key.shape[1] >= torch.get_num_threads()
         and "avx512_bf16" in device.processor_flags()
         and library(SOURCE) is not None
     )
@@ -53,6 +57,17 @@ def attend_rows(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, scal
     """query (N, H, D), key and value (N, K, D), bfloat16; offsets int64 (B + 1,): (N, H, D)."""
     found: Tensor = _Attention.apply(query, key, value, offsets, scale)  # type: ignore[no-untyped-call]
     return found
+
+
+def attend_chunk(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """The last queries (N, H, D) of a row of T tokens, of which key and value (T, K, D) are: (N, H, D). No gradient."""
+    query, key, value = _readable(query), _readable(key), _readable(value)
+    output = query.new_empty(query.shape)
+    offsets = torch.tensor([0, len(query)])
+    packed = _packed(query, key, value, output, None, offsets, scale)
+    packed.before = len(key) - len(query)
+    _library().forward(ctypes.byref(packed), torch.get_num_threads())
+    return output
 
 
 class _Attention(torch.autograd.Function):
@@ -91,7 +106,7 @@ def _readable(part: Tensor) -> Tensor:
 
 
 def _packed(
-    query: Tensor, key: Tensor, value: Tensor, output: Tensor, sums: Tensor, offsets: Tensor, scale: float
+    query: Tensor, key: Tensor, value: Tensor, output: Tensor, sums: Tensor | None, offsets: Tensor, scale: float
 ) -> PackedStruct:
     (_, heads, size), shared = query.shape, key.shape[1]
     return PackedStruct(
@@ -100,9 +115,10 @@ def _packed(
         shared,
         size,
         scale,
+        0,
         offsets.data_ptr(),
         *(part.data_ptr() for part in (query, key, value)),
         *(part.stride(dim) for part in (query, key, value) for dim in (0, 1)),
         output.data_ptr(),
-        sums.data_ptr(),
+        None if sums is None else sums.data_ptr(),
     )

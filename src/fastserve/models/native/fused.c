@@ -10,63 +10,101 @@
 
 #define SHARE 32 /* rows whose part of a sum over all rows is summed up first */
 
-/* x / rms(x) * weight (Zhang and Sennrich 2019) of rows (rows, size); inverse (rows,): 1 / rms(x). */
+/* Of rows (rows, size) x + added, where there is something added, and y: the sum / its rms * weight (Zhang and Sennrich
+   2019); inverse (rows,): 1 / rms. The `kinds` say which are of bfloat16. */
 
-INLINE void norm_row(const int x_half, const int y_half, const void *x, int64_t at, int size, const float *weight,
-                     float epsilon, void *y, float *inverse) {
+enum { X_HALF = 1, ADDED_HALF = 2, Y_HALF = 4 };
+
+typedef struct {
+    int64_t rows, size;
+    const void *x, *added; /* added may be null */
+    const float *weight;
+    float epsilon;
+    void *sum, *y; /* sum: of x's kind; not written where nothing is added */
+    float *inverse;
+} Norm;
+
+/* sum: x where nothing was added; of_sum, of_x: of its kind; of_sum may be null; of_added: of its own. */
+typedef struct {
+    int64_t rows, size;
+    const void *sum;
+    const float *weight, *inverse;
+    const void *of_sum, *of_y;
+    void *of_x, *of_added; /* the second may be null */
+    float *of_weight;
+} NormGradient;
+
+INLINE void norm_row(const int kinds, const int is_added, const Norm *one, int64_t row) {
+    int64_t at = row * one->size;
+    const void *from = is_added ? one->sum : one->x;
     Floats squares = {};
-    for (int i = 0; i < size; i += LANES) squares += load_of(x, at + i, x_half) * load_of(x, at + i, x_half);
-    *inverse = 1.0f / sqrtf(total(squares) / (float)size + epsilon);
-    for (int i = 0; i < size; i += LANES)
-        store_of(y, at + i, y_half, load_of(x, at + i, x_half) * *inverse * load(weight + i));
+    for (int64_t i = 0; i < one->size; i += LANES) {
+        Floats value = load_of(one->x, at + i, kinds & X_HALF);
+        if (is_added) {
+            value += load_of(one->added, at + i, kinds & ADDED_HALF);
+            store_of(one->sum, at + i, kinds & X_HALF, value);
+        }
+        squares += value * value;
+    }
+    float inverse = 1.0f / sqrtf(total(squares) / (float)one->size + one->epsilon);
+    one->inverse[row] = inverse;
+    for (int64_t i = 0; i < one->size; i += LANES)
+        store_of(one->y, at + i, kinds & Y_HALF,
+                 load_of(from, at + i, kinds & X_HALF) * inverse * load(one->weight + i));
 }
 
-void norm(int64_t rows, int64_t size, const void *x, int64_t x_half, const float *weight, float epsilon, void *y,
-          int64_t y_half, float *inverse, int64_t threads) {
+#define KINDS CASE(0) CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7)
+
+void norm(const Norm *one, int64_t kinds, int64_t threads) {
 #pragma omp parallel for num_threads((int)threads)
-    for (int64_t row = 0; row < rows; row++)
-        switch (2 * x_half + y_half) {
-#define CASE(x_half, y_half) case 2 * x_half + y_half: \
-            norm_row(x_half, y_half, x, row * size, size, weight, epsilon, y, inverse + row); break;
-            CASE(0, 0) CASE(0, 1) CASE(1, 0) CASE(1, 1)
+    for (int64_t row = 0; row < one->rows; row++)
+        switch (kinds) {
+#define CASE(kinds) case kinds: \
+            if (one->added) norm_row(kinds, 1, one, row); \
+            else norm_row(kinds, 0, one, row); \
+            break;
+            KINDS
 #undef CASE
         }
 }
 
 /* of_x of one row, and what it adds to of_weight. */
-INLINE void norm_gradient_row(const int x_half, const int y_half, const void *x, int64_t at, int size,
-                              const float *weight, float inverse, const void *of_y, void *of_x, float *of_weight) {
+INLINE void norm_gradient_row(const int kinds, const NormGradient *one, int64_t row, float *of_weight) {
+    int64_t at = row * one->size;
+    float inverse = one->inverse[row];
     Floats along = {};
-    for (int i = 0; i < size; i += LANES) {
-        Floats normal = load_of(x, at + i, x_half) * inverse, of = load_of(of_y, at + i, y_half);
-        along += normal * of * load(weight + i);
+    for (int64_t i = 0; i < one->size; i += LANES) {
+        Floats normal = load_of(one->sum, at + i, kinds & X_HALF) * inverse;
+        Floats of = load_of(one->of_y, at + i, kinds & Y_HALF);
+        along += normal * of * load(one->weight + i);
         store(of_weight + i, load(of_weight + i) + normal * of);
     }
-    float mean = total(along) / (float)size;
-    for (int i = 0; i < size; i += LANES) {
-        Floats normal = load_of(x, at + i, x_half) * inverse, of = load_of(of_y, at + i, y_half);
-        store_of(of_x, at + i, x_half, (of * load(weight + i) - normal * mean) * inverse);
+    float mean = total(along) / (float)one->size;
+    for (int64_t i = 0; i < one->size; i += LANES) {
+        Floats normal = load_of(one->sum, at + i, kinds & X_HALF) * inverse;
+        Floats of = load_of(one->of_y, at + i, kinds & Y_HALF);
+        Floats found = (of * load(one->weight + i) - normal * mean) * inverse;
+        if (one->of_sum) found += load_of(one->of_sum, at + i, kinds & X_HALF);
+        store_of(one->of_x, at + i, kinds & X_HALF, found);
+        if (one->of_added) store_of(one->of_added, at + i, kinds & ADDED_HALF, found);
     }
 }
 
-void norm_gradient(int64_t rows, int64_t size, const void *x, int64_t x_half, const float *weight, const float *inverse,
-                   const void *of_y, int64_t y_half, void *of_x, float *of_weight, int64_t threads) {
-    int64_t shares = (rows + SHARE - 1) / SHARE;
-    float *parts = calloc((size_t)(shares * size), sizeof(float));
+void norm_gradient(const NormGradient *one, int64_t kinds, int64_t threads) {
+    int64_t shares = (one->rows + SHARE - 1) / SHARE;
+    float *parts = calloc((size_t)(shares * one->size), sizeof(float));
 #pragma omp parallel for num_threads((int)threads)
     for (int64_t share = 0; share < shares; share++)
-        for (int64_t row = share * SHARE; row < rows && row < (share + 1) * SHARE; row++)
-            switch (2 * x_half + y_half) {
-#define CASE(x_half, y_half) case 2 * x_half + y_half: \
-                norm_gradient_row(x_half, y_half, x, row * size, size, weight, inverse[row], of_y, of_x, \
-                                  parts + share * size); break;
-                CASE(0, 0) CASE(0, 1) CASE(1, 0) CASE(1, 1)
+        for (int64_t row = share * SHARE; row < one->rows && row < (share + 1) * SHARE; row++)
+            switch (kinds) {
+#define CASE(kinds) case kinds: norm_gradient_row(kinds, one, row, parts + share * one->size); break;
+                KINDS
 #undef CASE
             }
-    for (int i = 0; i < size; i += LANES) {
+    for (int64_t i = 0; i < one->size; i += LANES) {
         Floats sum = {};
-        for (int64_t share = 0; share < shares; share++) sum += load(parts + share * size + i);
-        store(of_weight + i, sum);
+        for (int64_t share = 0; share < shares; share++) sum += load(parts + share * one->size + i);
+        store(one->of_weight + i, sum);
     }
     free(parts);
 }

@@ -28,13 +28,17 @@ def serves(numbers: Tensor, size: int) -> bool:
     )
 
 
-def rms_norm(vectors: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """vectors (..., D), weight float32 (D,): of vectors' type, or of that which autocast gives to what reads them."""
+def added_norm(vectors: Tensor, added: Tensor | None, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """vectors (..., D) plus what is added, and the sum normalized; weight float32 (D,).
+
+    The second is of vectors' type, or of that which autocast gives to what reads it.
+    """
     is_cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    found: Tensor = _RmsNorm.apply(  # type: ignore[no-untyped-call]
-        vectors, weight, epsilon, torch.bfloat16 if is_cast else vectors.dtype
+    dtype = torch.bfloat16 if is_cast else vectors.dtype
+    found: tuple[Tensor, Tensor] = _AddedNorm.apply(  # type: ignore[no-untyped-call]
+        vectors, added, weight, epsilon, dtype
     )
-    return found
+    return (vectors if added is None else found[0]), found[1]
 
 
 def silu_product(gate_and_up: Tensor) -> Tensor:
@@ -70,27 +74,81 @@ def entropy_(logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float) ->
     return losses, wholes
 
 
-class _RmsNorm(torch.autograd.Function):
+class NormStruct(ctypes.Structure):
+    """`Norm` of fused.c."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        ("added", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("epsilon", ctypes.c_float),
+        ("sum", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("inverse", ctypes.c_void_p),
+    )
+
+
+class NormGradientStruct(ctypes.Structure):
+    """`NormGradient` of fused.c."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("sum", "weight", "inverse", "of_sum", "of_y")),
+        *((name, ctypes.c_void_p) for name in ("of_x", "of_added", "of_weight")),
+    )
+
+
+class _AddedNorm(torch.autograd.Function):
+    """The sum, or nothing where nothing is added, and the normalized sum."""
+
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-        vectors = vectors.contiguous()
+    def forward(
+        ctx: Any, vectors: Tensor, added: Tensor | None, weight: Tensor, epsilon: float, dtype: torch.dtype
+    ) -> tuple[Tensor | None, Tensor]:
+        ctx.set_materialize_grads(False)
+        vectors, added = vectors.contiguous(), None if added is None else added.contiguous()
         size = vectors.shape[-1]
         inverse = vectors.new_empty(vectors.numel() // size, dtype=torch.float32)
+        together = None if added is None else torch.empty_like(vectors)
         found = torch.empty_like(vectors, dtype=dtype)
-        _call("norm", len(inverse), size, vectors, _is_half(vectors), weight, epsilon, found, _is_half(found), inverse)
-        ctx.save_for_backward(vectors, weight, inverse)
-        ctx.dtype = dtype
-        return found
+        ctx.kinds = _kinds(vectors, added, found)
+        parts = (_address(vectors), _address(added), _address(weight), epsilon)
+        norm = NormStruct(len(inverse), size, *parts, _address(together), _address(found), _address(inverse))
+        _call("norm", ctypes.byref(norm), ctx.kinds)
+        ctx.save_for_backward(vectors if together is None else together, weight, inverse)
+        ctx.added, ctx.dtype = None if added is None else added.dtype, dtype
+        return together, found
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        vectors, weight, inverse = ctx.saved_tensors
-        gradient = gradient.to(ctx.dtype).contiguous()
-        found, of_weight = torch.empty_like(vectors), torch.empty_like(weight)
-        about = (vectors, _is_half(vectors), weight, inverse, gradient, _is_half(gradient))
-        _call("norm_gradient", len(inverse), vectors.shape[-1], *about, found, of_weight)
-        return found, of_weight, None, None
+    def backward(
+        ctx: Any, of_sum: Tensor | None, of_found: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        together, weight, inverse = ctx.saved_tensors
+        if of_found is None:
+            of_added = None if ctx.added is None or of_sum is None else of_sum.to(ctx.added)
+            return of_sum, of_added, None, None, None
+        of_found = of_found.to(ctx.dtype).contiguous()
+        of_sum = None if of_sum is None else of_sum.contiguous()
+        found, of_weight = torch.empty_like(together), torch.empty_like(weight)
+        is_same = ctx.added == found.dtype  # then both have the same gradient
+        of_added = None if ctx.added is None or is_same else torch.empty_like(together, dtype=ctx.added)
+        parts = (together, weight, inverse, of_sum, of_found, found, of_added, of_weight)
+        norm = NormGradientStruct(len(inverse), together.shape[-1], *map(_address, parts))
+        _call("norm_gradient", ctypes.byref(norm), ctx.kinds)
+        return found, found if is_same else of_added, of_weight, None, None
+
+
+def _kinds(vectors: Tensor, added: Tensor | None, found: Tensor) -> int:
+    """As fused.c counts them."""
+    return _is_half(vectors) + 2 * (added is not None and _is_half(added)) + 4 * _is_half(found)
+
+
+def _address(one: Tensor | None) -> int | None:
+    return None if one is None else one.data_ptr()
 
 
 class _SiluProduct(torch.autograd.Function):
@@ -148,4 +206,6 @@ def _argument(one: Any) -> Any:
             return ctypes.c_void_p(one.data_ptr())
         case float():
             return ctypes.c_float(one)
-    return ctypes.c_int64(one)
+        case int():
+            return ctypes.c_int64(one)
+    return one

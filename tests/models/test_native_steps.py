@@ -1,4 +1,4 @@
-"""What training does in C are the plain formulas, with their gradients."""
+"""What is done in C are the plain formulas, with their gradients."""
 
 from __future__ import annotations
 
@@ -98,6 +98,22 @@ def test_attention_and_its_gradients_are_the_formula(
 def test_a_long_row_is_attended_as_the_formula_does() -> None:
     for found, expected in zip(*attended([1031], 2, 1, 64), strict=True):
         assert error(found, expected) < NEAR[torch.bfloat16]
+
+
+@needs_halves
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 120), st.integers(1, 120), st.sampled_from([(1, 1), (6, 2)]), st.sampled_from([16, 64, 80]))
+def test_what_a_row_goes_on_by_sees_what_was_before(before: int, count: int, heads: tuple[int, int], size: int) -> None:
+    """The keys lie as a cache has them, with room behind each head's."""
+    total = before + count
+    query = drawn(count, heads[0], size).bfloat16()
+    keys, values = (
+        drawn(heads[1], total + 7, size, seed=seed).bfloat16()[:, :total].transpose(0, 1) for seed in (1, 2)
+    )
+    found = attention.attend_chunk(query, keys, values, size**-0.5)
+    rows = [part.transpose(0, 1).double() for part in (query, keys, values)]
+    sees = visible(torch.arange(before, total), torch.arange(total), None)
+    assert error(found, attend(rows[0], rows[1], rows[2], sees, scale=size**-0.5).transpose(0, 1)) < 4e-3
 
 
 @needs_halves
