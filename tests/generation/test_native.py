@@ -25,6 +25,7 @@ from fastserve.generation.precision import gated_linear_of, linear_of
 from fastserve.generation.slots import SlotCache
 from fastserve.generation.step_attention import Chunk, StepAttention
 from fastserve.models.decoder import Decoder, DecoderOptions
+from fastserve.models.native import attention
 from fastserve.models.native.build import NEEDED, built
 from fastserve.models.network import NetworkShape
 
@@ -230,6 +231,17 @@ def test_heads_of_many_forms(heads: int, shared: int, head_size: int, precision:
     near = {"float32": 1e-5, "bfloat16": 0.03, "int8": 0.05, "int4": 0.05}[serving(precision)]
     for found, expected in zip(*both_ways(network, precision, 5), strict=True):
         assert error(found, expected.double()) < near
+
+
+@pytest.mark.parametrize("precision", KINDS)
+def test_keys_have_16_bits_where_weights_have_8_or_4(precision: str) -> None:
+    form = fast_form(decoder_of(4, 2, 64), serving(precision))
+    assert form is not None
+    cache = SlotCache(form.layers, 1, 64)
+    form.hidden(torch.tensor([1, 2, 3]), StepAttention(cache, (), [Chunk(0, 0, 3)]))
+    kept = cache.layer(0, ONE, ONE)[0].dtype
+    is_short = precision == "bfloat16" or (precision in ("int8", "int4") and attention.is_there())
+    assert kept is (torch.bfloat16 if is_short else torch.float32)
 
 
 # Building

@@ -23,6 +23,7 @@ from fastserve.models.attention import PackedCausal
 from fastserve.models.causal import Attention, CausalNetwork
 from fastserve.models.causal_folder import CausalFromFolder
 from fastserve.models.decoder import EPSILON, Decoder
+from fastserve.models.native import attention as by_rows
 from fastserve.models.native import fused as native
 from fastserve.models.tensor_parallel import Sum, SummedLinear
 
@@ -122,6 +123,9 @@ class FastDecoder:
         self.device = weight.device
         self.dtype = torch.bfloat16 if precision == "bfloat16" else weight.dtype
         self.layers, self.longest = int(network.layers), int(network.longest)
+        is_short = precision in ("int8", "int4") and self.device.type == "cpu" and by_rows.is_there()
+        self.kept = torch.bfloat16 if is_short else self.dtype
+        """Of keys and values: where weights are rounded to 8 bits, 16 lose nothing more of note."""
         self.embedding = weight.to(self.dtype)
         self.head_size = _head_size(attention)
         self.heads = attention.q_proj.out_features // self.head_size
@@ -170,7 +174,7 @@ class FastDecoder:
             epsilon=self.norm.mean_epsilon,
             head_epsilon=0.0 if first.norms is None else first.norms[0].mean_epsilon,
             amplitude=self.amplitude,
-            cache=self.dtype,
+            cache=self.kept,
         )
         found = [block for block in blocks if block is not None]
         return NativeStep(shape, found, self.embedding, self.norm.plain, self.frequencies.float())
@@ -191,10 +195,11 @@ class FastDecoder:
         if layer.norms is not None:
             turned = torch.cat([layer.norms[0](turned[:, :heads]), layer.norms[1](turned[:, heads:])], 1)
         turned = fused.rotate(turned, *rotation)
+        turned, value = turned.to(self.kept), value.to(self.kept)
         found = attention(
             place, turned[:, :heads], turned[:, heads:], value, scale=layer.call.scale, window=layer.call.window
         )
-        return found.reshape(len(tokens), heads * size)
+        return found.reshape(len(tokens), heads * size).to(self.dtype)
 
 
 @torch.inference_mode()

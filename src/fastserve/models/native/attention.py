@@ -48,9 +48,13 @@ def serves(query: Tensor, key: Tensor, value: Tensor, rows: int, longest: int) -
         and query.shape[-1] % LANES == 0
         and longest <= LONGEST
         and rows * key.shape[1] >= torch.get_num_threads()
-        and "avx512_bf16" in device.processor_flags()
-        and library(SOURCE) is not None
+        and is_there()
     )
+
+
+def is_there() -> bool:
+    """Whether this machine can build it, and multiplies numbers of bfloat16."""
+    return "avx512_bf16" in device.processor_flags() and library(SOURCE) is not None
 
 
 def attend_rows(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, scale: float) -> Tensor:
