@@ -240,7 +240,7 @@ def test_keys_have_16_bits_where_weights_have_8_or_4(precision: str) -> None:
     cache = SlotCache(form.layers, 1, 64)
     form.hidden(torch.tensor([1, 2, 3]), StepAttention(cache, (), [Chunk(0, 0, 3)]))
     kept = cache.layer(0, ONE, ONE)[0].dtype
-    is_short = precision == "bfloat16" or (precision in ("int8", "int4") and attention.is_there())
+    is_short = precision == "bfloat16" or (precision in ("int8", "int4") and attention.is_there(torch.bfloat16))
     assert kept is (torch.bfloat16 if is_short else torch.float32)
 
 

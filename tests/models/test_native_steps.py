@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fastserve import device
 from fastserve.models import fused
 from fastserve.models.attention import PackedCausal, attend, visible
 from fastserve.models.decoder import angles
@@ -24,10 +23,9 @@ TYPES = (torch.float32, torch.bfloat16)
 NEAR = {torch.float32: 1e-6, torch.bfloat16: 4e-3}
 """Relative, of all numbers together: about what the type itself rounds off."""
 needs_library = pytest.mark.skipif(library(native.SOURCE) is None, reason="no compiler or no AVX-512 here")
-needs_halves = pytest.mark.skipif(
-    library(attention.SOURCE) is None or "avx512_bf16" not in device.processor_flags(),
-    reason="no compiler or no AVX-512 for bfloat16 here",
-)
+COMPUTED = [dtype for dtype in TYPES if attention.is_there(dtype)]
+"""By attention in C."""
+needs_halves = pytest.mark.skipif(torch.bfloat16 not in COMPUTED, reason="no compiler or no AVX-512 for bfloat16 here")
 
 
 @pytest.fixture(autouse=True)
@@ -62,14 +60,16 @@ def by_formula(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, scale
     return attend(heads[0], heads[1], heads[2], sees, scale=scale).transpose(0, 1)
 
 
-def attended(lengths: Sequence[int], heads: int, shared: int, size: int) -> tuple[list[Tensor], list[Tensor]]:
+def attended(
+    lengths: Sequence[int], heads: int, shared: int, size: int, dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
     """Output and gradient of query, key and value, side by side in one tensor, by C and by the formula."""
     offsets = torch.tensor([0, *lengths]).cumsum(0)
-    joined = drawn(int(offsets[-1]), heads + 2 * shared, size).bfloat16()
-    slope = drawn(int(offsets[-1]), heads, size, seed=1).bfloat16()
+    joined = drawn(int(offsets[-1]), heads + 2 * shared, size).to(dtype)
+    slope = drawn(int(offsets[-1]), heads, size, seed=1).to(dtype)
     found = []
-    for by, dtype in ((attention.attend_rows, torch.bfloat16), (by_formula, torch.float64)):
-        whole = joined.to(dtype, copy=True).requires_grad_()
+    for by, wide in ((attention.attend_rows, dtype), (by_formula, torch.float64)):
+        whole = joined.to(wide, copy=True).requires_grad_()
         query, key, value = torch.split(whole, [heads, shared, shared], 1)
         output = by(query, key, value, offsets, size**-0.5)
         differentiate(output, slope)
@@ -78,56 +78,65 @@ def attended(lengths: Sequence[int], heads: int, shared: int, size: int) -> tupl
     return found[0], found[1]
 
 
-@needs_halves
-@settings(max_examples=40, deadline=None)
+@needs_library
+@settings(max_examples=60, deadline=None)
 @given(
+    st.sampled_from(COMPUTED or TYPES),
     st.lists(st.integers(0, 150), min_size=1, max_size=6).filter(any),
     st.sampled_from([(1, 1), (6, 2), (5, 5), (8, 1)]),
     st.sampled_from([16, 48, 64, 80, 128]),
     st.integers(1, 3),
 )
 def test_attention_and_its_gradients_are_the_formula(
-    lengths: list[int], heads: tuple[int, int], size: int, threads: int
+    dtype: torch.dtype, lengths: list[int], heads: tuple[int, int], size: int, threads: int
 ) -> None:
     torch.set_num_threads(threads)
-    for found, expected in zip(*attended(lengths, *heads, size), strict=True):
-        assert error(found, expected) < NEAR[torch.bfloat16]
+    for found, expected in zip(*attended(lengths, *heads, size, dtype), strict=True):
+        assert error(found, expected) < NEAR[dtype]
 
 
-@needs_halves
-def test_a_long_row_is_attended_as_the_formula_does() -> None:
-    for found, expected in zip(*attended([1031], 2, 1, 64), strict=True):
-        assert error(found, expected) < NEAR[torch.bfloat16]
+@needs_library
+@pytest.mark.parametrize("dtype", COMPUTED)
+def test_a_long_row_is_attended_as_the_formula_does(dtype: torch.dtype) -> None:
+    for found, expected in zip(*attended([1031], 2, 1, 64, dtype), strict=True):
+        assert error(found, expected) < NEAR[dtype]
 
 
-@needs_halves
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 120), st.integers(1, 120), st.sampled_from([(1, 1), (6, 2)]), st.sampled_from([16, 64, 80]))
-def test_what_a_row_goes_on_by_sees_what_was_before(before: int, count: int, heads: tuple[int, int], size: int) -> None:
+@needs_library
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(COMPUTED or TYPES),
+    st.integers(0, 120),
+    st.integers(1, 120),
+    st.sampled_from([(1, 1), (6, 2)]),
+    st.sampled_from([16, 64, 80]),
+)
+def test_what_a_row_goes_on_by_sees_what_was_before(
+    dtype: torch.dtype, before: int, count: int, heads: tuple[int, int], size: int
+) -> None:
     """The keys lie as a cache has them, with room behind each head's."""
     total = before + count
-    query = drawn(count, heads[0], size).bfloat16()
-    keys, values = (
-        drawn(heads[1], total + 7, size, seed=seed).bfloat16()[:, :total].transpose(0, 1) for seed in (1, 2)
-    )
+    query = drawn(count, heads[0], size).to(dtype)
+    keys, values = (drawn(heads[1], total + 7, size, seed=seed).to(dtype)[:, :total].transpose(0, 1) for seed in (1, 2))
     found = attention.attend_chunk(query, keys, values, size**-0.5)
     rows = [part.transpose(0, 1).double() for part in (query, keys, values)]
     sees = visible(torch.arange(before, total), torch.arange(total), None)
-    assert error(found, attend(rows[0], rows[1], rows[2], sees, scale=size**-0.5).transpose(0, 1)) < 4e-3
+    assert error(found, attend(rows[0], rows[1], rows[2], sees, scale=size**-0.5).transpose(0, 1)) < NEAR[dtype]
 
 
-@needs_halves
-def test_no_number_depends_on_how_many_threads_there_are() -> None:
+@needs_library
+@pytest.mark.parametrize("dtype", COMPUTED)
+def test_no_number_depends_on_how_many_threads_there_are(dtype: torch.dtype) -> None:
     found = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        found.append(attended([5, 90, 33, 64], 6, 2, 64)[0])
+        found.append(attended([5, 90, 33, 64], 6, 2, 64, dtype)[0])
     assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
 @needs_halves
 def test_it_is_taken_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of bfloat16 without window and cap; others are torch's."""
+    """Without window and cap; other rows are torch's."""
     taken: list[torch.dtype] = []
 
     def note(query: Tensor, *_: object) -> Tensor:
@@ -136,10 +145,10 @@ def test_it_is_taken_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(attention, "attend_rows", note)
     offsets, parts = torch.tensor([0, 4, 9, 20]), [drawn(20, heads, 16) for heads in (4, 2, 2)]
-    halves = [part.bfloat16() for part in parts]
-    for given_parts, limits in ((halves, {}), (parts, {}), (halves, {"window": 3}), (halves, {"cap": 2.0})):
-        PackedCausal(offsets)(0, *given_parts, scale=0.3, **limits)
-    assert taken == [torch.bfloat16]
+    halves, wide = [part.bfloat16() for part in parts], [part.double() for part in parts]
+    for chosen, limits in ((halves, {}), (parts, {}), (wide, {}), (halves, {"window": 3}), (halves, {"cap": 2.0})):
+        PackedCausal(offsets)(0, *chosen, scale=0.3, **limits)
+    assert taken == [torch.bfloat16, torch.float32]
 
 
 # Steps between products

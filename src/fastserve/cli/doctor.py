@@ -91,7 +91,7 @@ def _torch() -> dict[str, Any]:
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
-    return {"torch": torch.__version__, "gpus": gpus, "native_decoding": decoding() is not None}
+    return {"torch": torch.__version__, "gpus": gpus, "native": decoding() is not None}
 
 
 def _extras() -> dict[str, dict[str, str | None]]:
@@ -116,8 +116,8 @@ def _text(found: dict[str, Any]) -> str:
     lines = [
         f"FastServe {found['fastserve']}, Python {found['python']}, torch {found['torch']}, {found['system']}",
         f"processor: {found['cores']} cores, bf16 {_yes(found['bf16'])}, int8 dot products {_yes(found['int8'])}",
-        "texts are written by "
-        + ("C code, built here" if found["native_decoding"] else "torch's kernels: C code needs AVX-512 and gcc"),
+        "decoders are trained, and write, with "
+        + ("C code, built here" if found["native"] else "torch's kernels alone: C code needs AVX-512 and gcc"),
         f"GPU: {', '.join(found['gpus']) or 'none; everything runs on the processor'}",
         f"models and runs: {found['home']['folder']} "
         f"({'writable' if found['home']['writable'] else 'NOT writable'}, {found['home']['free_gib']} GiB free)",

@@ -123,7 +123,7 @@ class FastDecoder:
         self.device = weight.device
         self.dtype = torch.bfloat16 if precision == "bfloat16" else weight.dtype
         self.layers, self.longest = int(network.layers), int(network.longest)
-        is_short = precision in ("int8", "int4") and self.device.type == "cpu" and by_rows.is_there()
+        is_short = precision in ("int8", "int4") and self.device.type == "cpu" and by_rows.is_there(torch.bfloat16)
         self.kept = torch.bfloat16 if is_short else self.dtype
         """Of keys and values: where weights are rounded to 8 bits, 16 lose nothing more of note."""
         self.embedding = weight.to(self.dtype)

@@ -27,6 +27,7 @@ class PackedStruct(ctypes.Structure):
         ("heads", ctypes.c_int32),
         ("shared", ctypes.c_int32),
         ("head_size", ctypes.c_int32),
+        ("half", ctypes.c_int32),
         ("scale", ctypes.c_float),
         ("before", ctypes.c_int32),
         ("offsets", ctypes.c_void_p),
@@ -43,22 +44,23 @@ def serves(query: Tensor, key: Tensor, value: Tensor, rows: int, longest: int) -
     """
     return (
         not torch.compiler.is_compiling()
-        and query.dtype == key.dtype == value.dtype == torch.bfloat16
+        and query.dtype == key.dtype == value.dtype
+        and is_there(query.dtype)
         and query.device.type == "cpu"
         and query.shape[-1] % LANES == 0
         and longest <= LONGEST
         and rows * key.shape[1] >= torch.get_num_threads()
-        and is_there()
     )
 
 
-def is_there() -> bool:
-    """Whether this machine can build it, and multiplies numbers of bfloat16."""
-    return "avx512_bf16" in device.processor_flags() and library(SOURCE) is not None
+def is_there(dtype: torch.dtype) -> bool:
+    """Whether this machine can build it, and has instructions for numbers of the type."""
+    flags = {torch.float32: frozenset[str](), torch.bfloat16: frozenset({"avx512_bf16"})}
+    return dtype in flags and flags[dtype] <= device.processor_flags() and library(SOURCE) is not None
 
 
 def attend_rows(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, scale: float) -> Tensor:
-    """query (N, H, D), key and value (N, K, D), bfloat16; offsets int64 (B + 1,): (N, H, D)."""
+    """query (N, H, D), key and value (N, K, D), offsets int64 (B + 1,): (N, H, D)."""
     found: Tensor = _Attention.apply(query, key, value, offsets, scale)  # type: ignore[no-untyped-call]
     return found
 
@@ -104,7 +106,7 @@ def _library() -> Any:
 
 
 def _readable(part: Tensor) -> Tensor:
-    """Words of two numbers each, whole for every token and head."""
+    """Whole words of two numbers of bfloat16 for every token and head."""
     token, head, one = part.stride()
     return part if one == 1 and token % 2 == head % 2 == part.storage_offset() % 2 == 0 else part.contiguous()
 
@@ -118,6 +120,7 @@ def _packed(
         heads,
         shared,
         size,
+        int(query.dtype == torch.bfloat16),
         scale,
         0,
         offsets.data_ptr(),
