@@ -77,7 +77,8 @@ def test_products_of_any_size(rows: int, inputs: int, outputs: int, has_bias: bo
     found = linear_of(weight, bias, kind)(tokens)
     expected = functional.linear(tokens.double(), weight.double(), None if bias is None else bias.double())
     assert found.shape == expected.shape
-    assert not rows or error(found, expected) < 3 * NEAR[kind]
+    usual = (tokens.norm(dim=1)[:, None] * weight.norm(dim=1)).norm() / inputs**0.5  # a number may be near 0 by chance
+    assert float((found - expected).norm()) <= 3 * NEAR[kind] * float(usual)
 
 
 @needs_library

@@ -111,7 +111,8 @@ static void together(Job job, const void *what, int threads) {
 }
 
 /* Inputs of a product. Each word has one number of float32, two of bfloat16 or four of 8 bits, and the words of a block
-   of rows lie side by side, as the products read them: [padded / group][rows of a block]. */
+   of rows lie side by side, as the products read them: [padded / group][rows of a block]. For weights of 4 bits, which
+   are taken to be 8 too large, as many times 8 as is in the inputs of each span follows: [padded / 32][rows]. */
 
 typedef struct {
     int rows, each; /* each: rows of a block, but for the last one */
@@ -131,8 +132,13 @@ INLINE int blocks_of(const Input *input) { return (input->rows + input->each - 1
 
 INLINE int words_of(const Linear *linear) { return linear->padded / group_of(linear->kind); }
 
+/* With what follows them. */
+INLINE int row_words_of(const Linear *linear) {
+    return words_of(linear) + (linear->kind == INT4 ? linear->padded / SPAN : 0);
+}
+
 INLINE uint32_t *block_of(const Input *input, const Linear *linear, int block) {
-    return input->words + (int64_t)block * input->each * words_of(linear);
+    return input->words + (int64_t)block * input->each * row_words_of(linear);
 }
 
 /* Numbers of 8 bits about `middle`, the largest of them 127 from it; what 1 of them is. */
@@ -151,7 +157,7 @@ static float set_bytes(uint8_t *into, const float *from, int count, int middle) 
 /* from: numbers of float32, or of bfloat16 if `half`, as row number `row` of the input. */
 static void set_row(const Input *input, const Linear *linear, int row, const void *from, int half) {
     int count = linear->inputs, each = input->each, words = words_of(linear);
-    uint32_t *into = block_of(input, linear, row / each) + row % each, own[words];
+    uint32_t *into = block_of(input, linear, row / each) + row % each, own[row_words_of(linear)];
     float floats[half && linear->kind != BFLOAT16 ? count : 1];
     const float *numbers = from;
     if (half && linear->kind != BFLOAT16) {
@@ -159,11 +165,16 @@ static void set_row(const Input *input, const Linear *linear, int row, const voi
         numbers = floats;
     }
     if (linear->kind == FLOAT32) {
-        memset(own, 0, sizeof own);
+        memset(own, 0, 4 * (size_t)words);
         memcpy(own, numbers, 4 * (size_t)count);
     } else if (is_whole(linear)) {
         memset(own + count / 4, 0, 4 * (size_t)(words - count / 4));
         input->scales[row] = set_bytes((uint8_t *)own, numbers, count, linear->kind == INT8 ? 128 : 0);
+        for (int span = 0; span < row_words_of(linear) - words; span++) {
+            int sum = 0;
+            for (int i = 0; i < SPAN; i++) sum += ((const int8_t *)own)[span * SPAN + i];
+            own[words + span] = (uint32_t)(8 * sum);
+        }
     } else {
         int i = 0;
         uint16_t *halves = (uint16_t *)own;
@@ -172,7 +183,7 @@ static void set_row(const Input *input, const Linear *linear, int row, const voi
         for (; i + LANES <= count; i += LANES) store_halves(halves + i, load(numbers + i));
         for (; i < count; i++) halves[i] = halved(numbers[i]);
     }
-    for (int i = 0; i < words; i++) into[(int64_t)i * each] = own[i];
+    for (int i = 0; i < row_words_of(linear); i++) into[(int64_t)i * each] = own[i];
 }
 
 /* Products: `rows` inputs with a pair of panels. All loops over rows are unrolled, so that sums stay in registers. */
@@ -237,23 +248,19 @@ INLINE void byte_block(const int rows, const uint32_t *x, int each, const int8_t
 #endif
 }
 
-/* Sums of floats already. Inputs have signs here and weights none, 8 too many: which is taken off before. */
+/* Sums of floats already, of 6 rows at most. Inputs have signs here and weights none, 8 too many: which is taken off. */
 INLINE void nibble_block(const int rows, const uint32_t *x, int each, const uint8_t *w, int words, const float *scales,
                          Floats (*sums)[2]) {
 #ifdef __AVX512VNNI__
-    const __m512i four_bits = _mm512_set1_epi8(15), eights = _mm512_set1_epi8(8);
+    const uint32_t *eights = x + (int64_t)words * each;
+    const __m512i four_bits = _mm512_set1_epi8(15);
     Floats low_sums[MOST_ROWS], high_sums[MOST_ROWS];
 #pragma GCC unroll 6
     for (int m = 0; m < rows; m++) low_sums[m] = high_sums[m] = (Floats){};
-    for (int k = 0; k < words; k += SPAN / 4, scales += PAIR) {
+    for (int k = 0; k < words; k += SPAN / 4, scales += PAIR, eights += each) {
         __m512i low_whole[MOST_ROWS], high_whole[MOST_ROWS];
 #pragma GCC unroll 6
-        for (int m = 0; m < rows; m++) {
-            __m512i before = _mm512_setzero_si512();
-            for (int i = 0; i < SPAN / 4; i++)
-                before = _mm512_dpbusd_epi32(before, eights, _mm512_set1_epi32((int)x[i * each + m]));
-            low_whole[m] = high_whole[m] = _mm512_sub_epi32(_mm512_setzero_si512(), before);
-        }
+        for (int m = 0; m < rows; m++) low_whole[m] = high_whole[m] = _mm512_set1_epi32(-(int)eights[m]);
 #pragma GCC unroll 4
         for (int i = 0; i < SPAN / 8; i++, w += 4 * PAIR, x += 2 * each) {
             __m512i low = _mm512_loadu_si512(w), high = _mm512_loadu_si512(w + 4 * LANES);
@@ -293,6 +300,11 @@ INLINE void block(const Linear *linear, const int rows, const uint32_t *x, int e
 }
 
 static void any_block(const Linear *linear, int rows, const uint32_t *x, int each, int pair, Floats (*sums)[2]) {
+    if (linear->kind == INT4 && rows > MOST_ROWS / 2) { /* which have twice as many sums */
+        any_block(linear, rows / 2, x, each, pair, sums);
+        any_block(linear, rows - rows / 2, x + rows / 2, each, pair, sums + rows / 2);
+        return;
+    }
     switch (rows) {
 #define CASE(n) case n: block(linear, n, x, each, pair, sums); break;
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)

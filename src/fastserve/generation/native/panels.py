@@ -82,7 +82,7 @@ class Panels:
         self.gated, self.many = gated, many
         self.kept = outputs // 2 if gated else outputs
         padded = -(-inputs // SPAN) * SPAN
-        self.words = padded * dtype.itemsize // 4
+        self.words = padded * dtype.itemsize // 4 + (padded // SPAN if kind == "int4" else 0)
         """Of 4 bytes, of a row of inputs."""
         self._library: Any = decoding()
         rows = _laid_out(outputs, gated)
