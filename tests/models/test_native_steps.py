@@ -217,6 +217,31 @@ def test_the_loss_of_tokens_and_its_gradients(dtype: torch.dtype, z_loss: float)
         assert error(mine, expected) < near
 
 
+@needs_library
+@pytest.mark.parametrize("dtype", TYPES)
+def test_what_is_no_number_stays_none(dtype: torch.dtype) -> None:
+    """By it a run that diverged is known."""
+    logits = drawn(3, 32).to(dtype)
+    logits[1, 5] = torch.nan
+    losses, _ = native.entropy_(logits, torch.tensor([0, 1, 2]), torch.ones(3), 0.0)
+    assert losses.isnan().tolist() == [False, True, False]
+    gate_and_up = drawn(1, 64).to(dtype)
+    gate_and_up[0, 3] = torch.nan
+    assert fused.silu_product(gate_and_up).isnan().nonzero().tolist() == [[0, 3]]
+    if attention.is_there(dtype):
+        parts = [drawn(4, 1, 16, seed=seed).to(dtype) for seed in range(3)]
+        parts[1][2] = torch.nan
+        found = attention.attend_rows(parts[0], parts[1], parts[2], torch.tensor([0, 4]), 0.25)
+        assert found.isnan().any(-1)[:, 0].tolist() == [False, False, True, True]
+
+
+@needs_library
+def test_targets_must_be_among_the_logits() -> None:
+    for target in (-1, 32):
+        with pytest.raises(IndexError, match="32 logits"):
+            native.entropy_(drawn(1, 32), torch.tensor([target]), torch.ones(1), 0.0)
+
+
 @needs_halves
 @pytest.mark.parametrize("form", ["llama", "qwen3"])
 def test_a_network_trains_as_with_torch_alone(form: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,8 +57,10 @@ def entropy_(logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float) ->
     """Cross-entropy and log(sum(exp(logits))) of rows, each float32 (N,).
 
     logits (N, V) become their gradients: those of weights * (cross-entropy + z_loss * log(sum(exp(logits)))^2).
-    targets int64 (N,), weights float32 (N,).
+    targets int64 (N,), weights float32 (N,). IndexError where a target is none of the V.
     """
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
+        raise IndexError(f"targets from {targets.min()} to {targets.max()}, but there are {logits.shape[1]} logits")
     losses, wholes = torch.empty_like(weights), torch.empty_like(weights)
     _call(
         "entropy",

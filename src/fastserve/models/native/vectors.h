@@ -26,6 +26,7 @@ INLINE float largest(Floats value) { return _mm512_reduce_max_ps((__m512)value);
 INLINE Floats either(Ints which, Floats one, Floats other) {
     return (Floats)((which & (Ints)one) | (~which & (Ints)other));
 }
+/* The second where either is no number. */
 INLINE Floats larger(Floats one, Floats other) { return (Floats)_mm512_max_ps((__m512)one, (__m512)other); }
 
 INLINE uint16_t halved(float value) {
@@ -67,7 +68,7 @@ INLINE void store_of(void *into, int64_t at, int half, Floats value) {
 
 /* To about the last bit, as Cephes has it; 0 below -104. */
 INLINE Floats exponential(Floats x) {
-    x = larger(x, all(-104.0f));
+    x = larger(all(-104.0f), x);
     Floats whole = (Floats)_mm512_roundscale_ps((__m512)(x * 1.44269504f), 0);
     Floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
     Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -81,7 +82,7 @@ INLINE Floats exponential(Floats x) {
 
 /* 1 / (1 + exp(-x)) to about the last bit. */
 INLINE Floats sigmoid(Floats x) {
-    Floats below = 1.0f + exponential(-larger(x, all(-80.0f)));
+    Floats below = 1.0f + exponential(-larger(all(-80.0f), x));
     Floats found = (Floats)_mm512_rcp14_ps((__m512)below);
     return found * (2.0f - below * found);
 }
