@@ -23,6 +23,7 @@ from fastserve.generation.likelihood import MOST_TOKENS
 from fastserve.generation.network import Decodes, device_of
 from fastserve.models.attention import PackedCausal
 from fastserve.models.causal import CausalNetwork
+from fastserve.models.fused import silu_product
 
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 Linear = Callable[[Tensor], Tensor]
@@ -95,11 +96,7 @@ def _panels(weight: Tensor, bias: Tensor | None, kind: native.Kind, *, gated: bo
 def gated(linear: Linear) -> Linear:
     """(N, in) to (N, out), of a layer that has 2 * out outputs, the first half of which gates the other, by SiLU."""
 
-    def found(tokens: Tensor) -> Tensor:
-        gate, up = linear(tokens).chunk(2, -1)
-        return functional.silu(gate).mul_(up)
-
-    return found
+    return lambda tokens: silu_product(linear(tokens))
 
 
 def _packs(weight: Tensor) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastserve import device
+from fastserve.models.fused import silu_product
 from fastserve.models.native.build import library
 
 SOURCE = Path(__file__).with_name("decode.c")
@@ -112,7 +113,7 @@ class Panels:
     def __call__(self, tokens: Tensor) -> Tensor:
         if self.many is not None and len(tokens) >= MANY:
             found = self.many(tokens)
-            return torch.nn.functional.silu(found[:, : self.kept]) * found[:, self.kept :] if self.gated else found
+            return silu_product(found) if self.gated else found
         tokens, rows, threads = tokens.contiguous(), len(tokens), torch.get_num_threads()
         words = torch.empty((rows + BLOCK) * self.words, dtype=torch.int32)
         scales, into = torch.empty(rows), tokens.new_empty((rows, self.kept))
