@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +51,24 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 def differentiate(output: Tensor, slope: Tensor) -> None:
     torch.autograd.backward(output, slope.to(output.dtype))
+
+
+@needs_halves
+def test_a_compiler_that_does_not_know_the_instructions_builds_nothing(tmp_path: Path) -> None:
+    old = tmp_path / "cc"
+    old.write_text('#!/bin/sh\nexec gcc "$@" -mno-avx512bf16\n')
+    old.chmod(0o755)
+    code = (
+        "from fastserve import log\n"
+        "log.configure()\n"
+        "import torch\n"
+        "from fastserve.models.native import attention\n"
+        "print(attention.is_there(torch.bfloat16))\n"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "CC": str(old)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "False\n", done.stderr
+    assert "too old for the processor's instructions for bfloat16" in done.stderr
 
 
 # Attention

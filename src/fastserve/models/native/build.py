@@ -17,6 +17,8 @@ from fastserve.log import say
 HEADERS = Path(__file__).parent
 """Of all sources."""
 OPTIONS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-fopenmp")
+DEFINED = {"avx512_bf16": "-DHAS_BF16", "avx512_vnni": "-DHAS_VNNI"}
+"""By what the processor has."""
 SECONDS = 120.0
 """For the compiler, which needs three."""
 NEEDED = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512dq"})
@@ -68,7 +70,8 @@ def built(source: Path, compiler: str, folder: Path) -> Path:
     if not found.exists():
         with tempfile.TemporaryDirectory(dir=folder) as place:
             new = Path(place) / found.name
-            command = [compiler, *OPTIONS, f"-I{HEADERS}", str(source), "-o", str(new), "-lm"]
+            defined = [option for flag, option in DEFINED.items() if flag in device.processor_flags()]
+            command = [compiler, *OPTIONS, *defined, f"-I{HEADERS}", str(source), "-o", str(new), "-lm"]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
             os.replace(new, found)
     return found

@@ -8,6 +8,14 @@
 #include <string.h>
 #include <immintrin.h>
 
+/* What is asked where the processor has the instructions is to be computed by them, or not at all. */
+#if defined(HAS_BF16) && !defined(__AVX512BF16__)
+#error "this compiler is too old for the processor's instructions for bfloat16"
+#endif
+#if defined(HAS_VNNI) && !defined(__AVX512VNNI__)
+#error "this compiler is too old for the processor's instructions for products of 8 bits"
+#endif
+
 #define LANES 16
 #define INLINE static inline __attribute__((always_inline))
 
