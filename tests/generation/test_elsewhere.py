@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 from writers import small_decoder
 
 from fastserve.generation import memory
+from fastserve.generation.calls import Call
 from fastserve.generation.choosing import decide
-from fastserve.generation.fast_decoder import Call, FastDecoder
+from fastserve.generation.fast_decoder import FastDecoder
 from fastserve.generation.job import Job
 from fastserve.generation.paged_attention import PageKernel, by_kernel
 from fastserve.generation.precision import unwrapped
@@ -80,7 +81,7 @@ def decoder_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
             for name, weight in list(module.named_parameters(recurse=False)):
                 there = torch.empty(weight.shape, dtype=torch.bfloat16, device=CUDA)
                 setattr(module, name, nn.Parameter(there, requires_grad=False))
-        call = Call(0.3, window, None)
+        call = Call(0.3, window, None, torch.bfloat16, size=8)
         return FastDecoder(network, network.model, [call] * network.layers, "bfloat16", unwrapped)
 
     with FakeTensorMode(), Indexed():

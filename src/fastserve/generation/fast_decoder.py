@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastserve.generation.calls import Call, Recorder
 from fastserve.generation.native import Panels
 from fastserve.generation.native.step import LANES, Block, NativeStep, Shape
 from fastserve.generation.precision import Linear, Precision, Wrap, gated, gated_linear_of, linear_of, unwrapped
 from fastserve.generation.step_attention import StepAttention
 from fastserve.models import fused
-from fastserve.models.attention import PackedCausal
 from fastserve.models.causal import Attention, CausalNetwork
 from fastserve.models.causal_folder import CausalFromFolder
 from fastserve.models.decoder import EPSILON, Decoder
@@ -64,37 +64,6 @@ class Norm:
             return native.added_norm(vectors, added, self.plain, self.mean_epsilon)
         together = vectors if added is None else vectors + added
         return together, self(together)
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """How a layer asks its attention."""
-
-    scale: float
-    window: int | None
-    cap: float | None
-
-
-class Recorder(PackedCausal):
-    """An attention that remembers how it was asked."""
-
-    def __init__(self, offsets: Tensor) -> None:
-        super().__init__(offsets)
-        self.calls: dict[int, Call] = {}
-
-    def __call__(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        scale: float,
-        window: int | None = None,
-        cap: float | None = None,
-    ) -> Tensor:
-        self.calls[layer] = Call(scale, window, cap)
-        return super().__call__(layer, query, key, value, scale=scale, window=window, cap=cap)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastserve.generation.calls import Recorder
 from fastserve.generation.key_values import Chunk
 from fastserve.generation.network import Decodes
-from fastserve.models.attention import HALF, PackedCausal, attend
+from fastserve.models.attention import HALF, attend
 
 if TYPE_CHECKING:
     from fastserve.generation.paged_cache import PagedCache
@@ -203,26 +204,14 @@ class PagedAttention:
         )
 
 
-class Asked(PackedCausal):
-    """An attention that remembers of every layer the type, the size of a head and the cap that it was asked with."""
-
-    def __init__(self, offsets: Tensor) -> None:
-        super().__init__(offsets)
-        self.calls: dict[int, tuple[torch.dtype, int, float | None]] = {}
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
-        self.calls[layer] = query.dtype, query.shape[-1], how.get("cap")
-        return super().__call__(layer, query, key, value, **how)
-
-
 @torch.inference_mode()
 def fits_pages(network: Decodes, place: torch.device) -> bool:
     """Whether the kernel computes what the network asks, which a token is read to learn."""
-    asked = Asked(torch.tensor([0, 1], device=place))
-    network.hidden(torch.zeros(1, dtype=torch.int64, device=place), asked)
-    return bool(asked.calls) and all(
-        dtype in HALF and size <= LARGEST and size % GRAIN == 0 and cap is None
-        for dtype, size, cap in asked.calls.values()
+    recorder = Recorder(torch.tensor([0, 1], device=place))
+    network.hidden(torch.zeros(1, dtype=torch.int64, device=place), recorder)
+    return bool(recorder.calls) and all(
+        call.dtype in HALF and call.size <= LARGEST and call.size % GRAIN == 0 and call.cap is None
+        for call in recorder.calls.values()
     )
 
 
